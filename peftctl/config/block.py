@@ -1,0 +1,36 @@
+"""What a block of a recipe is made of: a frozen dataclass whose fields carry their ranges and their docstrings.
+
+A block is plain Python: pydantic reads `__pydantic_config__` and the annotations only where a recipe is checked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge, Gt, Le, Lt
+
+Count = Annotated[int, Ge(1)]
+"""A whole number of at least one."""
+
+Natural = Annotated[int, Ge(0)]
+"""A whole number of at least zero."""
+
+Positive = Annotated[float, Gt(0)]
+"""A number above zero."""
+
+NonNegative = Annotated[float, Ge(0)]
+"""A number of at least zero."""
+
+Fraction = Annotated[float, Ge(0), Le(1)]
+"""A number from zero to one."""
+
+Probability = Annotated[float, Ge(0), Lt(1)]
+"""A number from zero up to, but not including, one: a dropout rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Base of every recipe block. A key that is no field of it is a mistake, never ignored."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}

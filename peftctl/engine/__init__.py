@@ -1,0 +1,1 @@
+"""Adapters around a frozen model. Knows no method by name."""

@@ -1,0 +1,61 @@
+"""The one concept of the engine: an adapter stands around one module of the base model, its host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from peftctl.errors import NotMergeable
+
+
+class Adapter(nn.Module):
+    """Stands around one module of the base model, its `host`: a linear, a block or the whole model.
+
+    `forward` receives the host's own forward as `base` and returns what the host should now return.
+    Parameters are float32 and used in the dtype of their input.
+    """
+
+    scalable: ClassVar[bool] = False
+    """Whether `strength` may differ from one: the adapter adds a weight update that it multiplies by it."""
+
+    host: nn.Module
+    """The adapted module: a plain reference, because a child would be a cycle."""
+
+    strength: float = 1.0
+    """The weight given by `activate`; 1 is the adapter as trained."""
+
+    def forward(self, base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def merged(self, value: Tensor, name: str = "weight") -> Tensor:
+        """The host parameter `name`, as the host stores it, that makes this adapter unnecessary.
+
+        Computed in float32 and returned in the dtype of `value`.
+        """
+        raise NotMergeable(f"{type(self).__name__} changes more than a weight and cannot be merged")
+
+    def peft_key(self, site: str, leaf: str) -> str:
+        """HF PEFT's name on disk for the tensor `leaf` of the adapter at `site`."""
+        return f"base_model.model.{site}.{leaf}"
+
+
+class Stack(nn.ModuleDict):
+    """The adapters of one host, by name. The active ones chain, each receiving the one before as its base."""
+
+    active: tuple[str, ...] = ()
+
+    def forward(self, base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        for name in self.active:
+            base = partial(self[name], base)
+        return base(*args, **kwargs)
+
+
+class Linear(nn.Linear):
+    """A linear kept in float32 and used in the dtype of its input: x [..., in] -> y [..., out]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))

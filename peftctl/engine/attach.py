@@ -1,0 +1,189 @@
+"""Put a method's adapters around the modules of a model, switch them, take them off, fold them in.
+
+The model object stays the user's: its class, its keys, its `generate`. An adapted module gets a child `adapters`
+and an instance attribute `forward`, both gone after `detach`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial, update_wrapper
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from peftctl.engine.adapter import Adapter, Stack
+from peftctl.engine.hosts import device, is_quantised
+from peftctl.engine.method import Method
+from peftctl.errors import AdapterError, NotMergeable, Problem
+
+NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
+
+
+def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module:
+    """Freeze `model` and put `method`'s adapters around its modules, in place; they become the active ones.
+
+    Raises AdapterError when a target matches nothing or the name is taken.
+    """
+    if not NAME.fullmatch(name) or hasattr(Stack(), name):
+        raise AdapterError(f"adapter name `{name}`: not allowed", "letters, digits, `_` and `-`")
+    if name in methods(model):
+        raise AdapterError(f"adapter name `{name}`: taken on this model", "detach it first, or choose another name")
+    sites = method.sites(model)
+    adapters = method.build(model, sites)
+    owned = {id(p) for adapter in adapters_of(model).values() for p in adapter.parameters()}
+    for key, parameter in model.named_parameters():
+        if id(parameter) not in owned:
+            parameter.requires_grad_(method.unfreezes(key))
+    for site, adapter in zip(sites, adapters, strict=True):
+        put(site.module, adapter.to(device(site.module)), name)
+    vars(model)["peft_methods"] = {**methods(model), name: method}
+    activate(model, [name])
+    return model
+
+
+def put(host: nn.Module, adapter: Adapter, name: str) -> None:
+    """Add `adapter` to the stack around `host`."""
+    vars(adapter)["host"] = host  # a plain reference: registered as a child it would be a cycle
+    stack = host._modules.get("adapters")
+    if not isinstance(stack, Stack):
+        base, stack = host.forward, Stack()
+        host.adapters = stack  # a child: moves, shards and saves with its host
+        host.forward = update_wrapper(partial(stack, base), base)
+    stack[name] = adapter.train(host.training)
+
+
+def methods(model: nn.Module) -> dict[str, Method]:
+    """The methods attached to `model`, by adapter name."""
+    return dict(vars(model).get("peft_methods", {}))
+
+
+def stacks(model: nn.Module) -> Iterator[tuple[str, nn.Module, Stack]]:
+    """Every adapted module of `model`: its name, itself, the stack around it."""
+    for name, module in model.named_modules():
+        stack = module._modules.get("adapters")
+        if isinstance(stack, Stack):
+            yield name, module, stack
+
+
+def adapters_of(model: nn.Module, name: str | None = None) -> dict[str, Adapter]:
+    """The adapters called `name` by the name of their host; of all names, by live name, when None."""
+    if name is None:
+        return {key: module for key, module in model.named_modules() if isinstance(module, Adapter)}
+    return {site: stack[name] for site, _, stack in stacks(model) if name in stack}  # type: ignore[misc]
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by live name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def activate(model: nn.Module, names: Iterable[str] | Mapping[str, float]) -> nn.Module:
+    """Make the adapters `names` the active ones, in this order; a mapping gives each a weight.
+
+    A weight other than 1 needs a method with a weight update. Raises AdapterError for a name that is not attached.
+    """
+    weights = dict(names) if isinstance(names, Mapping) else dict.fromkeys(names, 1.0)
+    known = methods(model)
+    for name in weights:
+        if name not in known:
+            have = ", ".join(f"`{n}`" for n in known) or "none"
+            raise AdapterError(f"adapter `{name}`: not attached to this model", f"attached: {have}")
+    for name, strength in weights.items():
+        for site, adapter in adapters_of(model, name).items():
+            if strength != 1.0 and not adapter.scalable:
+                what = f"{type(adapter).__name__} at `{site}` has no weight update to multiply"
+                raise AdapterError(f"adapter `{name}`: {what}", "use the weight 1")
+            adapter.strength = float(strength)
+    for _, _, stack in stacks(model):
+        stack.active = tuple(name for name in weights if name in stack)
+    return model
+
+
+@contextmanager
+def bare(model: nn.Module) -> Iterator[nn.Module]:
+    """The base model alone: no adapter acts inside this context."""
+    before = [(stack, stack.active) for _, _, stack in stacks(model)]
+    try:
+        for stack, _ in before:
+            stack.active = ()
+        yield model
+    finally:
+        for stack, active in before:
+            stack.active = active
+
+
+def detach(model: nn.Module, name: str = "default") -> nn.Module:
+    """Take the adapters called `name` off; a host without adapters gets its own forward back."""
+    if name not in methods(model):
+        raise AdapterError(f"adapter `{name}`: not attached to this model")
+    for _, host, stack in list(stacks(model)):
+        if name in stack:
+            del stack[name]
+            stack.active = tuple(active for active in stack.active if active != name)
+            if not stack:
+                restore(host)
+    vars(model)["peft_methods"] = {n: m for n, m in methods(model).items() if n != name}
+    return model
+
+
+def restore(host: nn.Module) -> None:
+    """Give a host its own forward back, also one that was patched before us (accelerate's offload hooks)."""
+    base = cast("partial[Any]", host.forward).args[0]
+    del host.adapters, host.forward
+    if host.forward != base:
+        host.forward = base
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> nn.Module:
+    """Fold the active adapters into the weights of their hosts; `model` is then a plain model again.
+
+    A tied output head keeps its own weight when its embedding was adapted, or the other way round.
+    Raises NotMergeable, before anything has changed, for hosts stored in 4 or 8 bits and for adapters that are
+    more than a change of weights.
+    """
+    refuse_quantised(model)
+    new = {site: folded(host, stack) for site, host, stack in stacks(model)}
+    for site, parameters in new.items():
+        host = model.get_submodule(site)
+        for name, value in parameters.items():
+            owner, _, leaf = name.rpartition(".")
+            setattr(host.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
+    untie(model, new)
+    for name in methods(model):
+        detach(model, name)
+    return model
+
+
+def folded(host: nn.Module, stack: Stack) -> dict[str, torch.Tensor]:
+    """The parameters of `host` after every active adapter, by name below it."""
+    values = {n: p.detach() for n, p in host.named_parameters() if not n.startswith("adapters.")}
+    for name in stack.active:
+        adapter: Adapter = stack[name]  # type: ignore[assignment]
+        values = {n: adapter.merged(value, n) for n, value in values.items()}
+    return values
+
+
+def refuse_quantised(model: nn.Module) -> None:
+    """Raise NotMergeable when an active adapter stands around a host stored in 4 or 8 bits."""
+    problems = [
+        Problem(f"`{site}`: its weight is stored in 4 or 8 bits", "merge into the unquantised base: `peftctl merge`")
+        for site, host, stack in stacks(model)
+        if stack.active and is_quantised(host)
+    ]
+    if problems:
+        raise NotMergeable.of(problems)
+
+
+def untie(model: nn.Module, changed: Iterable[str]) -> None:
+    """Say in the model's configuration that embedding and output head no longer share one weight, when so."""
+    config = getattr(model, "config", None)
+    if not getattr(config, "tie_word_embeddings", False):
+        return
+    ends = [getattr(model, f"get_{end}_embeddings")() for end in ("input", "output")]
+    if any(model.get_submodule(site) is end for site in changed for end in ends):
+        config.tie_word_embeddings = False  # type: ignore[union-attr]

@@ -1,0 +1,149 @@
+"""A fine-tuning method: its hyperparameters are fields, its behaviour a handful of methods with defaults."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor, nn
+
+from peftctl.config.block import Block
+from peftctl.engine.adapter import Adapter
+from peftctl.engine.anatomy import Site, ends_with, find, modules
+from peftctl.engine.trained import Trained
+from peftctl.errors import AdapterError, Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Block):
+    """What a recipe's `method` block becomes. A method overrides one to three of these."""
+
+    init_from: str | None = None
+    """Folder or hub id of an adapter of the same method to start from, instead of from the base."""
+
+    peft_type: ClassVar[str] = ""
+    """HF PEFT's name in adapter_config.json; a name of our own where PEFT lacks the method."""
+
+    learning_rate: ClassVar[float] = 2e-4
+    """The learning rate that a recipe gets when it names none."""
+
+    paper: ClassVar[str] = ""
+    """Authors, year, arXiv id."""
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        """Where the method attaches."""
+        raise NotImplementedError
+
+    def adapter(self, site: Site) -> Adapter:
+        """What it puts there."""
+        raise NotImplementedError
+
+    def build(self, model: nn.Module, sites: list[Site]) -> list[Adapter]:
+        """All adapters at once, one per site; override where they share something."""
+        return [self.adapter(site) for site in sites]
+
+    def unfreezes(self, name: str) -> bool:
+        """Whether the base parameter `name` is trained in place; only full fine-tuning does that."""
+        return False
+
+    def groups(self, named: Mapping[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]]:
+        """Optimizer groups over the trained parameters, by live name."""
+        return [{"params": list(named.values()), "lr": learning_rate}]
+
+    def penalty(self, model: nn.Module) -> Tensor | float:
+        """A term added to the loss of every step."""
+        return 0.0
+
+    def after_step(self, model: nn.Module, step: int, steps: int) -> None:
+        """Called after each optimizer update, gradients still in place."""
+
+    def peft_config(self, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
+        """What adapter_config.json says of this method, in HF PEFT's keys; `adapters` by the name of their host."""
+        raise NotImplementedError
+
+    @classmethod
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        """Whether an adapter_config.json is one of this method."""
+        return config.get("peft_type") == cls.peft_type
+
+    @classmethod
+    def from_peft(cls, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str) -> Method:
+        """The method that an adapter folder describes, with the exact names of its sites as targets.
+
+        `shapes` is tensor name -> shape, from the header of the tensor file, without `base_model.model.`; `place` is
+        the config's path for messages. Raises AdapterError when the two contradict each other.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targeted(Method):
+    """A method that adapts the linears and embeddings which a recipe names."""
+
+    target_modules: str | list[str] = "all-linear"
+    """`all-linear` (all but the output head), `attention`, `mlp`, a list of names, or a regular expression over
+    full names."""
+    exclude_modules: str | list[str] | None = None
+    """Names, or a regular expression, of modules to leave out."""
+    layers_to_transform: int | list[int] | None = None
+    """Numbers of the blocks to adapt; all when left out."""
+    layers_pattern: str | list[str] | None = None
+    """Name of the list of blocks, where a model has several."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Modules trained whole beside the adapters, such as a classification head."""
+
+    def targets(self, model: nn.Module) -> list[Site]:
+        """The sites that the fields above name."""
+        return find(
+            model,
+            self.target_modules,
+            exclude=self.exclude_modules,
+            layers=self.layers_to_transform,
+            layers_pattern=self.layers_pattern,
+            saved=self.modules_to_save,
+        )
+
+    def saved(self, model: nn.Module) -> list[Site]:
+        """The modules trained whole; every entry must match one."""
+        found = [s for s in modules(model) if any(s.name and ends_with(s.name, e) for e in self.modules_to_save)]
+        missing = [e for e in self.modules_to_save if not any(ends_with(s.name, e) for s in found)]
+        if missing:
+            text = "method.modules_to_save: `{}` matches no module of " + type(model).__name__
+            names = ", ".join(f"`{name}`" for name, _ in model.named_children())
+            raise AdapterError.of([Problem(text.format(entry), f"outermost modules: {names}") for entry in missing])
+        return found
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        return self.targets(model) + self.saved(model)
+
+    def build(self, model: nn.Module, sites: list[Site]) -> list[Adapter]:
+        saved = {site.name for site in self.saved(model)}
+        return [Trained(site.module) if site.name in saved else self.adapter(site) for site in sites]
+
+
+METHODS: dict[str, type[Method]] = {}
+"""Every method by the name of its file."""
+
+M = TypeVar("M", bound=type[Method])
+
+
+def register(cls: M) -> M:
+    """Make `cls` available to recipes under the name of its file."""
+    METHODS[cls.__module__.rpartition(".")[2]] = cls
+    return cls
+
+
+def by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+    """The value of the first pattern that matches the module `name`, by HF PEFT's rule for rank_pattern.
+
+    A pattern is a regular expression over the last dotted parts of the name; a leading `^` asks for all of it.
+    """
+    for pattern, value in patterns.items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", name):
+                return value
+        except re.error as error:
+            raise AdapterError(f"method: `{pattern}` is no regular expression: {error}") from None
+    return default

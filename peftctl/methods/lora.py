@@ -1,0 +1,231 @@
+"""LoRA: low-rank updates. Hu et al. 2021, arXiv:2106.09685.
+
+y = W x + s B A x,   s = alpha / r                (eq. 3)
+                     s = alpha / sqrt(r)          with `use_rslora` (Kalajdzievski 2023, arXiv:2312.03732)
+
+W [out, in] frozen, A [r, in], B [out, r]. B starts at zero, so training starts from the base model.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from peftctl.config.block import Count, Positive, Probability
+from peftctl.engine import hosts
+from peftctl.engine.adapter import Adapter, Linear
+from peftctl.engine.anatomy import Site, modules
+from peftctl.engine.method import Targeted, by_pattern, register
+from peftctl.engine.peft_config import LORA, LORA_CHANGES_BASE, Reader, harmless, refuse_unknown
+from peftctl.engine.trained import Bias, own_bias, rebiased
+from peftctl.errors import AdapterError, Problem
+
+
+class LowRank(Adapter):
+    """What the two forms below share: the scale and the merged weight."""
+
+    scalable = True
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A [r, in] and B [out, r]."""
+        raise NotImplementedError
+
+    def merged(self, value: Tensor, name: str = "weight") -> Tensor:
+        if name != "weight":
+            return value
+        A, B = self.factors()
+        update = hosts.stored(self.host, (self.strength * self.scale) * (B.float() @ A.float()))
+        return (value.float() + update.to(value.device)).to(value.dtype)
+
+
+class LoRALinear(LowRank):
+    """x [..., in] -> y [..., out]; with `bias` the host's bias [out] is trained too."""
+
+    def __init__(self, host: nn.Module, rank: int, scale: float, dropout: float, bias: bool) -> None:
+        super().__init__(scale)
+        in_features, out_features = hosts.features(host)
+        self.dropout = nn.Dropout(dropout)
+        self.lora_A = Linear(in_features, rank, bias=False)
+        self.lora_B = Linear(rank, out_features, bias=False)
+        self.bias = own_bias(host) if bias else None
+        nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))  # as the paper's loralib and HF PEFT
+        nn.init.zeros_(self.lora_B.weight)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.lora_A.weight, self.lora_B.weight
+
+    def forward(self, base: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y = base(x, *args, **kwargs) + (self.strength * self.scale) * self.lora_B(self.lora_A(self.dropout(x)))
+        return rebiased(y, self.host, self.bias)
+
+    def merged(self, value: Tensor, name: str = "weight") -> Tensor:
+        if name == "bias" and self.bias is not None:
+            return self.bias.detach().to(value)
+        return super().merged(value, name)
+
+    def peft_key(self, site: str, leaf: str) -> str:
+        return super().peft_key(site, "base_layer.bias" if leaf == "bias" else leaf)
+
+
+class LoRAEmbedding(LowRank):
+    """ids [...] -> y [..., width]; lora_embedding_A [r, rows], lora_embedding_B [width, r]."""
+
+    def __init__(self, host: nn.Module, rank: int, scale: float) -> None:
+        super().__init__(scale)
+        rows, width = hosts.features(host)
+        self.lora_embedding_A = nn.Parameter(torch.zeros(rank, rows))
+        self.lora_embedding_B = nn.Parameter(torch.randn(width, rank))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.lora_embedding_A, self.lora_embedding_B
+
+    def forward(self, base: Callable[..., Tensor], ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y = base(ids, *args, **kwargs)
+        scale = self.strength * self.scale * getattr(self.host, "embed_scale", 1.0)  # Gemma multiplies its embeddings
+        low = F.embedding(ids, self.lora_embedding_A.T).to(y.dtype)
+        return y + scale * F.linear(low, self.lora_embedding_B.to(y.dtype))
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Targeted):
+    """Low-rank updates of linears and embeddings: the default choice for most fine-tuning."""
+
+    r: Count = 16
+    """Rank of the update."""
+    alpha: Positive = 32
+    """Numerator of the scale: the update is multiplied by alpha / r."""
+    dropout: Probability = 0.0
+    """Fraction of the adapter's inputs dropped in training."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r), so that large ranks learn at the pace of small ones."""
+    rank_pattern: dict[str, Count] = field(default_factory=dict)
+    """Rank by module: a regular expression over the last parts of a name -> its rank."""
+    alpha_pattern: dict[str, Positive] = field(default_factory=dict)
+    """Alpha by module, as `rank_pattern`."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Biases trained beside the update: of no module, of all, of the adapted ones."""
+    lora_plus_ratio: Positive | None = None
+    """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): B learns at this many times the learning rate; 16 is usual."""
+
+    peft_type: ClassVar[str] = "LORA"
+    paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
+
+    def rank(self, name: str) -> int:
+        """The rank at the module `name`."""
+        return int(by_pattern(self.rank_pattern, name, self.r))
+
+    def scale(self, name: str) -> float:
+        """What the update at the module `name` is multiplied by."""
+        alpha, rank = by_pattern(self.alpha_pattern, name, self.alpha), self.rank(name)
+        return float(alpha / (math.sqrt(rank) if self.use_rslora else rank))
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        sites = super().sites(model)
+        return sites + self.other_biases(model, sites) if self.bias == "all" else sites
+
+    def other_biases(self, model: nn.Module, taken: list[Site]) -> list[Site]:
+        """Modules outside `taken` that end in adding a bias."""
+        names = {site.name for site in taken}
+        ends = (nn.LayerNorm, nn.GroupNorm, nn.Conv1d, nn.Conv2d)
+        adding = (s for s in modules(model) if hosts.is_linear(s.module) or isinstance(s.module, ends))
+        return [s for s in adding if s.name not in names and hosts.bias(s.module) is not None]
+
+    def build(self, model: nn.Module, sites: list[Site]) -> list[Adapter]:
+        adapted = super().sites(model)
+        return super().build(model, adapted) + [Bias(site.module) for site in sites[len(adapted) :]]
+
+    def adapter(self, site: Site) -> Adapter:
+        rank, scale = self.rank(site.name), self.scale(site.name)
+        if isinstance(site.module, nn.Embedding):
+            return LoRAEmbedding(site.module, rank, scale)
+        return LoRALinear(site.module, rank, scale, self.dropout, self.bias != "none")
+
+    def groups(self, named: Mapping[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]]:
+        if self.lora_plus_ratio is None:
+            return super().groups(named, learning_rate)
+        fast = [p for n, p in named.items() if ".lora_B." in n or n.endswith(".lora_embedding_B")]
+        slow = [p for p in named.values() if not any(p is q for q in fast)]
+        groups = [{"params": slow, "lr": learning_rate}, {"params": fast, "lr": learning_rate * self.lora_plus_ratio}]
+        return [group for group in groups if group["params"]]
+
+    def peft_config(self, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
+        names = sorted(name for name, adapter in adapters.items() if isinstance(adapter, LowRank))
+        alphas = {name: by_pattern(self.alpha_pattern, name, self.alpha) for name in names}
+        return LORA | {
+            "r": self.r,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "use_rslora": self.use_rslora,
+            "bias": self.bias,
+            "fan_in_fan_out": any(hosts.kind(adapters[name].host) == "Conv1D" for name in names),
+            "target_modules": names,
+            "modules_to_save": sorted(self.modules_to_save) or None,
+            "rank_pattern": {name: self.rank(name) for name in names if self.rank(name) != self.r},
+            "alpha_pattern": {name: alpha for name, alpha in alphas.items() if alpha != self.alpha},
+        }
+
+    @classmethod
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        return super().reads(config) and not config.get("use_dora") and not config.get("use_qalora")
+
+    @classmethod
+    def from_peft(cls, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str) -> LoRA:
+        read = Reader(config, place)
+        refuse_unknown(config, LORA, UNDERSTOOD, place)
+        init = config.get("init_lora_weights")
+        if isinstance(init, str) and init.startswith(LORA_CHANGES_BASE):
+            text = f"{place}: init_lora_weights: `{init}` makes the adapter one for a changed base"
+            raise AdapterError(text, "save it from PEFT with `path_initial_model_for_weight_conversion`")
+        ranks = {site(key): shape[0] for key, shape in shapes.items() if key.endswith(A_LEAVES)}
+        r = read.count("r", LORA["r"])
+        pattern = harmless(config.get("rank_pattern") or {}, f"{place}: rank_pattern")
+        alpha_pattern = harmless(config.get("alpha_pattern") or {}, f"{place}: alpha_pattern")
+        wrong = [(name, rank) for name, rank in ranks.items() if rank != by_pattern(pattern, name, r)]
+        if wrong:
+            text = f"{place}: `{{}}` has rank {{}}, the config says {{}}"
+            problems = [Problem(text.format(name, rank, by_pattern(pattern, name, r))) for name, rank in wrong]
+            raise AdapterError.of(problems)
+        alpha = read.number("lora_alpha", LORA["lora_alpha"])
+        alphas = {name: by_pattern(alpha_pattern, name, alpha) for name in ranks}
+        return cls(
+            r=r,
+            alpha=alpha,
+            dropout=read.number("lora_dropout", 0.0),
+            use_rslora=read.flag("use_rslora"),
+            bias=read.choice("bias", ("none", "all", "lora_only")),  # type: ignore[arg-type]
+            target_modules=sorted(ranks),
+            modules_to_save=read.saved(shapes),
+            rank_pattern={re.escape(name): rank for name, rank in ranks.items() if rank != r},
+            alpha_pattern={re.escape(name): value for name, value in alphas.items() if value != alpha},
+        )
+
+
+A_LEAVES = (".lora_A.weight", ".lora_embedding_A")
+
+
+def site(key: str) -> str:
+    """The module that the tensor `key` of an A belongs to."""
+    return next(key.removesuffix(leaf) for leaf in A_LEAVES if key.endswith(leaf))
+
+
+UNDERSTOOD = {
+    *("r", "lora_alpha", "lora_dropout", "use_rslora", "bias", "target_modules", "modules_to_save"),
+    *("rank_pattern", "alpha_pattern", "init_lora_weights", "use_dora", "use_qalora"),
+    # where the adapter sits is read from its tensors; these say the same in other words
+    *("exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"),
+    # of interest while training only, or meaningless here
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size"),
+    *("megatron_config", "megatron_core"),
+}
