@@ -101,7 +101,7 @@ def find(
         raise AdapterError.of(
             [
                 Problem(
-                    f"method.target_modules: `{site.name}` is a {type(site.module).__name__}, not a linear or embedding",
+                    f"method.target_modules: `{site.name}` is a {type(site.module).__name__}, no linear or embedding",
                     "name the linears inside it, or use `all-linear`",
                 )
                 for site in misfits

@@ -34,10 +34,8 @@ def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module
         raise AdapterError(f"adapter name `{name}`: taken on this model", "detach it first, or choose another name")
     sites = method.sites(model)
     adapters = method.build(model, sites)
-    owned = {id(p) for adapter in adapters_of(model).values() for p in adapter.parameters()}
-    for key, parameter in model.named_parameters():
-        if id(parameter) not in owned:
-            parameter.requires_grad_(method.unfreezes(key))
+    for key, parameter in model.named_parameters():  # earlier adapters rest too: the new one is what is trained
+        parameter.requires_grad_(method.unfreezes(key))
     for site, adapter in zip(sites, adapters, strict=True):
         put(site.module, adapter.to(device(site.module)), name)
     vars(model)["peft_methods"] = {**methods(model), name: method}
@@ -79,6 +77,12 @@ def adapters_of(model: nn.Module, name: str | None = None) -> dict[str, Adapter]
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that training changes, by live name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def live(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Everything that a training step may change, by live name: what is trained, and the buffers of adapters."""
+    names = {f"{key}.{name}": b for key, adapter in adapters_of(model).items() for name, b in adapter.named_buffers()}
+    return {**trained(model), **names}
 
 
 def activate(model: nn.Module, names: Iterable[str] | Mapping[str, float]) -> nn.Module:

@@ -1,0 +1,130 @@
+"""The figures of one model over evaluation rows, each sequence scored once, in memory that does not grow with rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from peftctl.data.batches import collate
+from peftctl.data.encode import Encoded, Encoder
+from peftctl.data.formats import Chat, Pair, Parsed, Text
+from peftctl.errors import DataError
+from peftctl.evaluation.evaluation import Evaluation
+from peftctl.evaluation.generation import generate
+from peftctl.tasks import sft
+
+Tick = Callable[[int, int], None]
+"""Hears how many sequences are done, of how many."""
+
+
+def measure(
+    model: nn.Module,
+    rows: Sequence[Parsed],
+    encoder: Encoder,
+    evaluation: Evaluation,
+    pad_id: int,
+    tick: Tick = lambda done, total: None,
+) -> dict[str, float]:
+    """The wanted metrics of `model` over `rows`, and `rows`, their number.
+
+    Raises DataError when a row's answer is none of `labels`, or no row has an answer at all.
+    """
+    rows = rows[: evaluation.max_rows]
+    wanted = evaluation.wanted
+    truth = [encoded for row in rows if (encoded := encoder.encode(row)) is not None]
+    if not truth:
+        raise DataError("dataset.eval: no row is left to evaluate", "look at `max_length` and `on_long`")
+    choices = [[answered(row, label) for label in evaluation.labels] for row in rows] if "accuracy" in wanted else []
+    if choices:
+        check_answers(rows, evaluation.labels)
+    encoded_choices = [[required(encoder, choice) for choice in group] for group in choices]
+    scores = score(model, [*truth, *(e for group in encoded_choices for e in group)], evaluation, pad_id, tick)
+
+    figures: dict[str, float] = {"rows": len(truth)}
+    loss = sum(scores[key(e)] for e in truth) / sum(e.trained for e in truth)
+    if "loss" in wanted:
+        figures["loss"] = loss
+    if "perplexity" in wanted:
+        figures["perplexity"] = math.exp(min(loss, 700))  # beyond that a float has no room
+    if "accuracy" in wanted:
+        best = [min(range(len(group)), key=lambda i: scores[key(group[i])]) for group in encoded_choices]
+        right = [evaluation.labels[i] == answer(row) for i, row in zip(best, rows, strict=True)]
+        figures["accuracy"] = sum(right) / len(right)
+    if "exact_match" in wanted:
+        given = [row for row in rows if not isinstance(row, Text)]
+        texts = generate(model, given, encoder, evaluation.max_new_tokens, evaluation.batch_size, tick)
+        exact = [text.strip() == answer(row) for text, row in zip(texts, given, strict=True)]
+        figures["exact_match"] = sum(exact) / max(1, len(exact))
+    return figures
+
+
+def key(encoded: Encoded) -> tuple[bytes, tuple[tuple[int, int], ...]]:
+    """What makes two sequences the same to the model and to the loss."""
+    return encoded.ids.tobytes(), encoded.spans
+
+
+def score(
+    model: nn.Module, sequences: Sequence[Encoded], evaluation: Evaluation, pad_id: int, tick: Tick
+) -> dict[tuple[bytes, tuple[tuple[int, int], ...]], float]:
+    """Minus the log-probability [nats] of the trained tokens of each different sequence."""
+    device = next(model.parameters()).device
+    unique = sorted({key(e): e for e in sequences}.values(), key=len)  # equal lengths together: little is padded
+    scores = {}
+    training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(unique), evaluation.batch_size):
+            batch = unique[start : start + evaluation.batch_size]
+            inputs = {name: t.to(device) for name, t in collate(batch, pad_id).items()}
+            sums, _ = sft.row_losses(model, inputs)
+            scores |= {key(e): value for e, value in zip(batch, sums.tolist(), strict=True)}
+            tick(start + len(batch), len(unique))
+    finally:
+        model.train(training)
+    return scores
+
+
+def answer(row: Parsed) -> str:
+    """What a row should be answered with, without white space around it."""
+    if isinstance(row, Chat):
+        return str(row.messages[-1]["content"]).strip()
+    return row.completion.strip() if isinstance(row, Pair) else ""
+
+
+def answered(row: Parsed, label: str) -> Parsed:
+    """The row with `label` as its answer; only that answer counts."""
+    if isinstance(row, Chat):
+        messages = [*row.messages[:-1], {**row.messages[-1], "content": label}]
+        return replace(row, messages=messages, first=len(messages) - 1)
+    if isinstance(row, Pair):
+        lead = row.completion[: len(row.completion) - len(row.completion.lstrip())]
+        return replace(row, completion=lead + label)
+    raise DataError(f"{row.place}: plain text has no answer to compare with `eval.labels`", "remove `labels`")
+
+
+def check_answers(rows: Sequence[Parsed], labels: Sequence[str]) -> None:
+    """Raise DataError for the first row whose answer is none of the labels."""
+    for row in rows:
+        if not isinstance(row, Text) and answer(row) not in labels:
+            names = ", ".join(f"`{label}`" for label in labels)
+            text = f"{row.place}: the answer `{answer(row)[:60]}` is none of `eval.labels`"
+            raise DataError(text, f"labels: {names}")
+
+
+def required(encoder: Encoder, row: Parsed) -> Encoded:
+    """The row encoded; one that is too long cannot be compared."""
+    encoded = encoder.encode(row)
+    if encoded is None or encoded.truncated:
+        raise DataError(f"{row.place}: too long to compare its labels", "raise `dataset.max_length`")
+    return encoded
+
+
+def summary(figures: dict[str, Any]) -> dict[str, str]:
+    """The figures as a person reads them."""
+    percent = ("accuracy", "exact_match")
+    return {name: f"{value:.1%}" if name in percent else f"{value:.4g}" for name, value in figures.items()}
+

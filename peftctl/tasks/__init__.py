@@ -1,0 +1,1 @@
+"""What a row is, what the loss is and what is measured: one file for each task."""

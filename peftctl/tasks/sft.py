@@ -1,0 +1,67 @@
+"""Supervised fine-tuning of a causal language model: chat, prompt and completion, plain text.
+
+    loss = - sum over trained positions t of log p(token t | tokens before t)
+
+summed, not averaged: the loop divides by the number of trained tokens of the whole step, over all micro-batches and
+processes, so that neither changes the result.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IGNORE = -100
+"""The label of a position that is not trained."""
+
+
+def trained_tokens(labels: Tensor) -> int:
+    """How many positions of `labels` [rows, length] have a loss; the first has none, nothing predicts it."""
+    return int((labels[:, 1:] != IGNORE).sum())
+
+
+def answer_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits [n, vocabulary] in float32 and labels [n] of the n trained positions of a batch, row after row.
+
+    The output head runs only on columns where some row is trained, where the model's forward can leave out others.
+    """
+    labels = batch["labels"][:, 1:]
+    wanted = labels != IGNORE
+    columns = wanted.any(dim=0).nonzero().flatten()
+    if len(columns) == 0:  # a rank without rows still takes part in the forward
+        columns = labels.new_zeros(1)
+    inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    sparse = "logits_to_keep" in inspect.signature(model.forward).parameters
+    logits = model(**inputs, use_cache=False, **({"logits_to_keep": columns} if sparse else {})).logits
+    if not sparse:
+        logits = logits[:, columns]
+    chosen = wanted[:, columns]
+    return logits[chosen].float(), labels[:, columns][chosen]
+
+
+def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Sum of the cross-entropies [nats] of the trained tokens of a batch, a scalar in float32.
+
+    `batch` holds input_ids, attention_mask and labels [rows, length], labels -100 where not trained.
+    """
+    logits, labels = answer_logits(model, batch)
+    if len(labels) == 0:
+        return logits.sum()  # zero, with a graph: every parameter still gets its (empty) gradient
+    return F.cross_entropy(logits, labels, reduction="sum")
+
+
+@torch.no_grad()
+def row_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Per row of a batch: the sum of its trained tokens' cross-entropies [nats], and their number, both [rows]."""
+    logits, labels = answer_logits(model, batch)
+    counts = (batch["labels"][:, 1:] != IGNORE).sum(dim=1)
+    rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    sums = torch.zeros(len(counts), device=logits.device)
+    if len(labels):
+        sums.index_add_(0, rows, F.cross_entropy(logits, labels, reduction="none"))
+    return sums, counts
