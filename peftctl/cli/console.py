@@ -1,0 +1,137 @@
+"""The only module that prints. Standard output is data; standard error is what a person reads.
+
+Names of files and words of data are shown, never obeyed: what a terminal would act on becomes a visible escape.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from peftctl.errors import Problem, StorageError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but line break and tab, marks that turn the direction of writing, and bytes that are no text."""
+
+
+def clean(text: str) -> str:
+    """`text` with what a terminal would obey as escapes; line breaks and tabs stay."""
+    return OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def one_line(text: str) -> str:
+    """`text`, clean and on one line."""
+    return clean(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+# Standard output
+
+
+def out(text: str) -> None:
+    """Data, on standard output: as it is for a program, clean for a terminal, escaped where the encoding lacks it.
+
+    Raises BrokenPipeError when its reader left, StorageError when the disk behind it refuses.
+    """
+    stream = sys.stdout
+    text = clean(text) if stream.isatty() else text
+    encoding = stream.encoding or "utf-8"
+    try:
+        text.encode(encoding, "surrogateescape")
+    except UnicodeEncodeError:
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        stream.write(text + "\n")
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StorageError(f"standard output: {(error.strerror or str(error)).lower()}") from None
+
+
+def out_json(value: Any) -> None:
+    """Data as JSON, in ASCII: the same in every locale, and harmless on a terminal."""
+    out(json.dumps(_finite(value), indent=2, allow_nan=False, default=str))
+
+
+def columns() -> int | None:
+    """Columns of the terminal that standard output goes to, at most 100; None when it goes elsewhere."""
+    return min(shutil.get_terminal_size().columns, 100) if sys.stdout.isatty() else None
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: they become text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+# Standard error
+
+
+def tell(*lines: RenderableType, on: Console | None = None) -> None:
+    """Lines for a person. They are not wrapped, so that a path can be copied and a log be searched."""
+    from peftctl.cli.screen import screen
+
+    console = on or screen()
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def show(block: RenderableType, on: Console) -> None:
+    """Something for a person that is laid out to the width of the terminal, such as a table."""
+    on.print(block)
+
+
+def complain(problems: Iterable[Problem], *, as_json: bool = False) -> None:
+    """Everything that is wrong, each with what to do about it; as JSON on standard output too, for programs."""
+    from peftctl.cli.layout import message
+
+    problems = list(problems)
+    tell(*(line for text, hint in problems for line in message("error", text, hint)))
+    if as_json:
+        with suppress(StorageError):  # the complaint may be that nothing can be written there
+            out_json({"error": [problem._asdict() for problem in problems]})
+
+
+# Both
+
+
+def prepare() -> None:
+    """Make the standard streams fit to be written to, whatever the shell left of them."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: the next file opened would take its place
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file name that is no text goes out as it came
+
+
+def unread() -> bool:
+    """Whether the reader of standard output left."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
+
+
+def settle() -> None:
+    """Leave nothing that Python would stumble over when it flushes the streams at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

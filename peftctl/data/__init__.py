@@ -1,0 +1,1 @@
+"""Rows to batches: sources, formats, chat templates and what is trained of them."""

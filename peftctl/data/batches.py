@@ -1,0 +1,63 @@
+"""Rows to batches: which rows each optimizer step sees, how ranks share them, and tensors out of them.
+
+All pure functions, so that a resumed run, and a run on more processes, sees the same rows in the same steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from peftctl.data.encode import IGNORED, Encoded
+
+
+def order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The rows of every optimizer step of an epoch, shuffled: each row once, the last step may be smaller.
+
+    A function of the number of rows, the seed and the epoch, nothing else; `Random.random` gives the same numbers in
+    every version of Python, which `shuffle` does not promise.
+    """
+    random = Random(f"order {seed} {epoch}")
+    shuffled = sorted(range(len(lengths)), key=lambda _: random.random())
+    return [shuffled[start : start + batch_size] for start in range(0, len(shuffled), batch_size)]
+
+
+def micro_batches(
+    rows: Sequence[int], lengths: Sequence[int], micro_batch_size: int, rank: int = 0, world: int = 1
+) -> list[list[int]]:
+    """This rank's part of one step's rows, in micro-batches of at most `micro_batch_size` rows of similar length.
+
+    Every rank gets equally many micro-batches, some of them empty when there are few rows; those at the same place have
+    similar lengths, so that no rank waits. The longest come first: what does not fit the memory shows at once.
+    """
+    rounds = -(-len(rows) // (micro_batch_size * world))
+    by_length = sorted(rows, key=lambda row: (-lengths[row], row))
+    cuts = [len(rows) * i // (rounds * world) for i in range(rounds * world + 1)] if rows else []
+    parts = [by_length[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    return parts[rank::world]
+
+
+def collate(
+    rows: Sequence[Encoded], pad_id: int, side: Literal["left", "right"] = "right", multiple_of: int = 1
+) -> dict[str, Tensor]:
+    """`input_ids`, `attention_mask` and `labels`, int64 [rows, tokens], padded to the longest row.
+
+    `tokens` is rounded up to `multiple_of`. Padding is known by its place, never by its id, so `pad_id` may be the stop
+    token. No rows give one row of two `pad_id` that trains nothing: a rank without rows still takes part in the step.
+    """
+    length = max((len(row) for row in rows), default=2)
+    length = -(-length // multiple_of) * multiple_of
+    shape = (max(len(rows), 1), length)
+    input_ids = torch.full(shape, pad_id)
+    attention_mask = torch.zeros(shape, dtype=torch.long) if rows else torch.ones(shape, dtype=torch.long)
+    labels = torch.full(shape, IGNORED)
+    for i, row in enumerate(rows):
+        at = slice(0, len(row)) if side == "right" else slice(length - len(row), length)
+        input_ids[i, at] = torch.tensor(row.input_ids)
+        attention_mask[i, at] = 1
+        labels[i, at] = torch.tensor(row.labels)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}

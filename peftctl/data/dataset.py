@@ -1,0 +1,84 @@
+"""The recipe block `dataset`: which rows, what they are, how long they may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from peftctl.config.block import Block, Count, Fraction
+
+Format = Literal["messages", "prompt_completion", "text"]
+"""What a row can be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Block):
+    """One place that rows come from, where a bare path does not say enough."""
+
+    path: str
+    """A `.jsonl` or `.json` file, a folder or a glob of them, or a hub id; an existing path beats a hub id."""
+
+    split: str = "train"
+    """Split of a hub data set; files have none."""
+
+    subset: str | None = None
+    """Subset (configuration) of a hub data set."""
+
+    format: Format | None = None
+    """What the rows of this source are; left out, `dataset.format` holds."""
+
+    def __post_init__(self) -> None:
+        if not self.path.strip():
+            raise ValueError("`path` is empty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(Block):
+    """Evaluation rows held out of the training rows, chosen by the recipe's seed."""
+
+    split: Fraction
+    """Share of the training rows, above 0 and below 1."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.split < 1:
+            raise ValueError("`split` must lie between 0 and 1, both excluded")
+
+
+Sources = str | Source | list[str | Source]
+"""One source or several; a bare text is a path or a hub id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset(Block):
+    """What is trained and evaluated on. Relative paths start at the recipe's folder."""
+
+    train: Sources
+    """Training rows: a file, folder, glob or hub id, `{path, split, subset, format}`, or a list of these."""
+
+    eval: Sources | Split | None = None
+    """Evaluation rows: the same, or `{split: 0.05}` to hold that share of the training rows out."""
+
+    format: Literal["auto", "messages", "prompt_completion", "text"] = "auto"
+    """What a row is; `auto` guesses from the first row of each source and says so."""
+
+    chat_template: str = "tokenizer"
+    """`tokenizer` for the tokenizer's own, the name of one of peftctl's, or a Jinja file."""
+
+    max_length: Count = 2048
+    """Longest row, in tokens."""
+
+    on_long: Literal["truncate", "drop", "error"] = "truncate"
+    """What happens to a longer row: its first `max_length` tokens stay, it is left out, or it counts as a bad row."""
+
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What happens to a row that cannot be used: the run stops, or the row is left out and counted."""
+
+    max_skipped: Fraction = 0.01
+    """Largest share of rows that may be skipped or dropped before the run stops."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("train", self.train), ("eval", self.eval)):
+            if value == [] or (isinstance(value, str) and not value.strip()):
+                raise ValueError(f"`{name}` names no source")
+            if isinstance(value, list) and any(isinstance(path, str) and not path.strip() for path in value):
+                raise ValueError(f"`{name}` has an empty path")

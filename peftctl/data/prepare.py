@@ -1,0 +1,200 @@
+"""Sources to encoded rows, with an account of every row.
+
+Two passes: the first reads and checks everything, so that every mistake is known before the slow part; the second
+encodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from peftctl.data.account import SHOWN, Counts, Mistakes, settle
+from peftctl.data.dataset import Dataset, Format, Source, Sources
+from peftctl.data.encode import Encoded, Encoder
+from peftctl.data.formats import Chat, Parsed, check, guess
+from peftctl.data.json_rows import Digest
+from peftctl.data.sources import listed, read
+from peftctl.data.template import find
+from peftctl.errors import DataError, Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Rows ready to train on or to measure with, in the order of their sources."""
+
+    rows: Sequence[Encoded]
+    counts: Counts
+    formats: tuple[Format, ...]
+    """What the rows are, one entry per source."""
+
+    digest: str
+    """SHA-256 over the bytes of the files, or the rows of hub data sets: other data, other digest."""
+
+    chat_template: str | None
+    """The Jinja text that rendered the conversations; None when there were none."""
+
+    stop_ids: tuple[int, ...]
+    """The tokens that end an answer: generation has to stop at them."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [len(row) for row in self.rows]
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.rows))
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(row.trained for row in self.rows)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(map(len, self.rows))
+
+
+def prepare(
+    spec: Sources, dataset: Dataset, tokenizer: Any, root: Path, say: Callable[[str], None] = lambda line: None
+) -> Prepared:
+    """Reads, checks and encodes the rows of `spec`: the `train` or `eval` of `dataset`.
+
+    `root` is where relative paths start; `say` is told what was guessed and what was cut or left out. Raises DataError
+    with every row that cannot be used, when too many had to be left out, and when nothing is left.
+    """
+    sha = hashlib.sha256()
+    sources, chats = _survey(spec, dataset, root, sha.update, say)
+    template = find(dataset.chat_template, tokenizer, root, say) if chats else None
+    encoder = Encoder(tokenizer, template, dataset.max_length, dataset.on_long)
+    rows: list[Encoded] = []
+    number, dropped, mistakes = 0, 0, Mistakes()
+    for item in (item for source, format in sources for item in _parsed(source, format, root)):
+        number += 1
+        try:
+            if isinstance(item, DataError):
+                raise item
+            row = encoder.encode(item)
+        except DataError as error:
+            mistakes.add(error.problems)
+            if dataset.on_bad_row == "error" and len(mistakes.problems) == SHOWN:
+                raise mistakes.error(Problem(f"... stopped after {number} rows")) from None
+            continue
+        if row is None:
+            dropped += 1
+        else:
+            rows.append(row)
+    if mistakes.rows and dataset.on_bad_row == "error":
+        raise mistakes.error()
+
+    counts = Counts(
+        read=number,
+        kept=len(rows),
+        truncated=sum(row.truncated for row in rows),
+        dropped=dropped,
+        skipped=mistakes.rows,
+    )
+    settle(counts, dataset, mistakes, say)
+    return Prepared(
+        rows=rows,
+        counts=counts,
+        formats=tuple(format for _, format in sources),
+        digest=sha.hexdigest(),
+        chat_template=template,
+        stop_ids=tuple(sorted(encoder.stop_ids)),
+    )
+
+
+def hold_out(prepared: Prepared, fraction: float, seed: int) -> tuple[Prepared, Prepared]:
+    """Training rows and, held out of them, evaluation rows: a pure function of the rows and the seed.
+
+    At least one row is on either side; rows that were dropped or skipped stay in the account of the training rows.
+    """
+    number = len(prepared.rows)
+    if number < 2:
+        raise DataError("dataset.eval: one row cannot be split into training and evaluation", "name evaluation rows")
+    random = Random(f"hold out {seed}")
+    shuffled = sorted(range(number), key=lambda _: random.random())
+    held = set(shuffled[: min(max(round(number * fraction), 1), number - 1)])
+    return _part(prepared, [i for i in range(number) if i not in held], whole=True), _part(prepared, sorted(held))
+
+
+def _part(prepared: Prepared, chosen: list[int], whole: bool = False) -> Prepared:
+    rows = [prepared.rows[i] for i in chosen]
+    dropped, skipped = (prepared.counts.dropped, prepared.counts.skipped) if whole else (0, 0)
+    counts = Counts(
+        read=len(rows) + dropped + skipped,
+        kept=len(rows),
+        truncated=sum(row.truncated for row in rows),
+        dropped=dropped,
+        skipped=skipped,
+    )
+    return replace(prepared, rows=rows, counts=counts)
+
+
+def _survey(
+    spec: Sources, dataset: Dataset, root: Path, digest: Digest, say: Callable[[str], None]
+) -> tuple[list[tuple[Source, Format]], bool]:
+    """Every source with its format, and whether there are conversations among the rows.
+
+    Raises DataError with all mistakes; a source that cannot be read is one even where bad rows are skipped.
+    """
+    sources, chats, lost, mistakes = [], False, False, Mistakes()
+    for source in listed(spec):
+        try:
+            format = _format(source, dataset, root, say, mistakes)
+            if format is None:
+                lost = True
+                continue
+            sources.append((source, format))
+            for item in _parsed(source, format, root, digest):
+                chats = chats or isinstance(item, Chat)
+                if isinstance(item, DataError):
+                    mistakes.add(item.problems)
+        except DataError as error:
+            lost = True
+            mistakes.add(error.problems)
+    if mistakes.rows and (lost or dataset.on_bad_row == "error"):
+        raise mistakes.error()
+    return sources, chats
+
+
+def _format(
+    source: Source, dataset: Dataset, root: Path, say: Callable[[str], None], mistakes: Mistakes
+) -> Format | None:
+    """What the rows of a source are; None when no row tells, and `mistakes` says why."""
+    if source.format is not None:
+        return source.format
+    if dataset.format != "auto":
+        return dataset.format
+    met = Mistakes()
+    for item in read(source, root):
+        try:
+            if isinstance(item, Problem):
+                raise DataError.of([item])
+            format = guess(item)
+        except DataError as error:
+            met.add(error.problems)
+            continue
+        say(f"{source.path}: rows are `{format}`, guessed from the first")
+        return format
+    mistakes.add(met.problems, met.more, met.rows)
+    return None
+
+
+def _parsed(
+    source: Source, format: Format, root: Path, digest: Digest = lambda data: None
+) -> Iterator[Parsed | DataError]:
+    for item in read(source, root, digest):
+        if isinstance(item, Problem):
+            yield DataError.of([item])
+            continue
+        try:
+            yield check(item, format)
+        except DataError as error:
+            yield error

@@ -1,0 +1,75 @@
+"""What kind of model a configuration describes: only a causal language model of a known type is loaded."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from peftctl.errors import ModelError
+from peftctl.models.folder import Stored
+from peftctl.models.quiet import quiet, reason
+
+_FOREIGN = "are some files missing, or do configuration and weights belong to different models?"
+
+
+def check_kind(folder: Path, config: dict[str, Any], stored: Stored, place: str) -> None:
+    """Refuse what is no causal language model, by its configuration alone.
+
+    Args:
+        config: the contents of `config.json`.
+        stored: what the weight files hold; a configuration larger than that is refused before anything of its size
+            is built.
+
+    Raises:
+        ModelError: an unknown type, another kind of model, a configuration that does not make sense.
+    """
+    from transformers import AutoConfig, __version__
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    where, kind = f"{place}/config.json", config.get("model_type")
+    if not isinstance(kind, str):
+        raise ModelError(f"{where}: no `model_type`", "is it the configuration of a transformers model?")
+    if kind not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(kind, list(CONFIG_MAPPING), n=1)
+        hint = f"did you mean `{near[0]}`?" if near else "a newer transformers may know it"
+        if "auto_map" in config:
+            hint = "it brings code of its own, which is never run; choose a model that transformers knows itself"
+        raise ModelError(f"{where}: `model_type: {kind}` is unknown to transformers {__version__}", hint)
+    try:
+        with quiet():
+            parsed = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # a foreign file: whatever the library raises, the file is what is wrong
+        raise ModelError(f"{where}: does not describe a `{kind}` model: {reason(error)}") from error
+
+    layers = getattr(parsed, "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > stored.tensors:
+        raise ModelError(f"{where}: {layers} layers, but only {stored.tensors} tensors in the files", _FOREIGN)
+    for key in ("vocab_size", "hidden_size"):
+        size = getattr(parsed, key, 0)
+        if isinstance(size, int) and size > stored.largest:
+            raise ModelError(f"{where}: `{key}: {size}`, but no tensor is larger than {stored.largest}", _FOREIGN)
+    architectures = config.get("architectures")
+    if _causal(parsed, architectures):
+        return
+    what = ", ".join(f"`{name}`" for name in architectures) if isinstance(architectures, list) else f"`{kind}`"
+    raise ModelError(
+        f"{place}: {what} is no causal language model",
+        "choose one that writes text, such as `HuggingFaceTB/SmolLM2-135M-Instruct`",
+    )
+
+
+def _causal(parsed: Any, architectures: Any) -> bool:
+    """By the class the weights were saved from, where it is named; else by the type."""
+    from transformers.models.auto import modeling_auto as auto
+
+    classes = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if parsed.model_type not in classes:
+        return False
+    # BERT and its kin have a causal class too, which must be told to look back only
+    if parsed.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(parsed, "is_decoder", False):
+        return False
+    if not isinstance(architectures, list) or not architectures:
+        return True
+    # the endings are for old spellings of known classes (`LLaMAForCausalLM`)
+    return any(name in classes.values() or str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)

@@ -1,0 +1,203 @@
+"""The recipe: the table of contents of a run. Each block stands beside the code that reads it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import PlainValidator, TypeAdapter, ValidationError, WithJsonSchema
+
+from peftctl import bundled
+from peftctl.config import document as documents
+from peftctl.config.block import Block, Natural
+from peftctl.config.check import check
+from peftctl.config.document import Document
+from peftctl.config.write import dump as plain
+from peftctl.config.write import to_yaml
+from peftctl.data.dataset import Dataset, Source, Sources, Split
+from peftctl.engine.method import Method
+from peftctl.evaluation.evaluation import Evaluation
+from peftctl.exports.export import Export
+from peftctl.methods import METHODS
+from peftctl.models.base import Model
+from peftctl.training.loop import Trainer
+
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {"qlora": ("lora", {"model": {"quantization": "nf4"}})}
+"""Method types that stand for another one and for settings elsewhere, where the recipe does not say otherwise."""
+
+
+def read_method(value: Any) -> Method:
+    """A `method` block: its `type` picks the method, the other keys are that method's fields."""
+    if isinstance(value, Method):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError("expected a mapping with `type` and the fields of that method")
+    kind = value.get("type")
+    if kind not in METHODS:
+        names = " or ".join(f"'{name}'" for name in sorted({*METHODS, *PRESETS}))
+        error: dict[str, Any] = {"type": "literal_error", "loc": ("type",), "input": kind, "ctx": {"expected": names}}
+        if "type" not in value:
+            error = {"type": "missing", "loc": ("type",), "input": value}
+        raise ValidationError.from_exception_data("method", [error])  # type: ignore[list-item]
+    fields = {key: item for key, item in value.items() if key != "type"}
+    return TypeAdapter(METHODS[kind]).validate_python(fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Block):
+    """One fine-tuning, from model and data to what is written at the end."""
+
+    model: Model
+    """The base model."""
+    method: Annotated[Any, PlainValidator(read_method), WithJsonSchema({"$ref": "#/$defs/method"})]
+    """What is trained: `type` names the method, the other keys are its fields (`peftctl methods NAME`)."""
+    dataset: Dataset
+    """The rows."""
+    trainer: Trainer = field(default_factory=Trainer)
+    """How to train."""
+    eval: Evaluation = field(default_factory=Evaluation)
+    """What to measure."""
+    export: Export = field(default_factory=Export)
+    """What to write at the end."""
+    output: str
+    """Run folder, below the working directory; elsewhere only with `--output`."""
+    seed: Natural = 0
+    """Seed of the order of rows, of dropout and of the adapter's start."""
+
+    def __post_init__(self) -> None:
+        parts = Path(self.output).parts
+        if not parts or Path(self.output).is_absolute() or ".." in parts or self.output.startswith("~"):
+            raise ValueError(
+                f"output `{self.output}` does not lie below the working directory; hint: use `--output` for that"
+            )
+
+
+def read(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe in a file, or the bundled one of that name, with `key.key=value` overrides.
+
+    Its paths are then relative to the working directory, or absolute. Raises RecipeError with all that is wrong.
+    """
+    path = Path(name_or_path)
+    if not path.exists() and str(name_or_path).removesuffix(".yaml") in bundled.names():
+        path = bundled.path(str(name_or_path))
+    return build(documents.read(path), path.parent, overrides)
+
+
+def read_run(folder: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The resolved recipe of a run folder."""
+    return build(documents.read(folder / "recipe.yaml"), folder, overrides)
+
+
+def coerce(recipe: Recipe | str | Path | Mapping[str, Any]) -> Recipe:
+    """A recipe in whatever form Python code has it."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return build(documents.parse(to_yaml(dict(recipe)), "recipe"), Path("."))
+    return read(recipe)
+
+
+def build(document: Document, root: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """A document checked, its preset expanded, its paths located from `root`."""
+    document = document.with_overrides(overrides)
+    return located(check(Recipe, document.with_overrides(expansion(document.data))), root)
+
+
+def expansion(data: Mapping[str, Any]) -> list[str]:
+    """The overrides that a preset stands for; what the recipe says itself wins."""
+    method = data.get("method")
+    kind = method.get("type") if isinstance(method, Mapping) else None
+    if kind not in PRESETS:
+        return []
+    real, settings = PRESETS[str(kind)]
+    unsaid = [
+        f"{block}.{key}={value}"
+        for block, values in settings.items()
+        for key, value in values.items()
+        if isinstance(data.get(block), Mapping) and key not in data[block]
+    ]
+    return [f"method.type={real}", *unsaid]
+
+
+def located(recipe: Recipe, root: Path, written: Callable[[Path], str] | None = None) -> Recipe:
+    """`recipe` with its paths seen from the working directory instead of from `root`, in the form of `written`."""
+    write = written or shortest
+
+    def here(text: str) -> str:
+        path = root / Path(text).expanduser()
+        local = text.startswith((".", "/", "~")) or Path(text).suffix in FILES or "*" in text or path.exists()
+        return write(path) if local else text
+
+    def sources(spec: Sources | Split | None) -> Any:
+        if isinstance(spec, list):
+            return [sources(part) for part in spec]
+        if isinstance(spec, Source):
+            return replace(spec, path=here(spec.path))
+        return here(spec) if isinstance(spec, str) else spec
+
+    dataset = replace(recipe.dataset, train=sources(recipe.dataset.train), eval=sources(recipe.dataset.eval))
+    if Path(dataset.chat_template).suffix:
+        dataset = replace(dataset, chat_template=here(dataset.chat_template))
+    method = recipe.method
+    if method.init_from:
+        method = replace(method, init_from=here(method.init_from))
+    model = replace(recipe.model, name_or_path=here(recipe.model.name_or_path))
+    return replace(recipe, model=model, method=method, dataset=dataset)
+
+
+FILES = (".jsonl", ".json", ".gguf", ".csv", ".txt")
+"""Endings that no hub id has: such a text is a path even when nothing is there."""
+
+
+def shortest(path: Path) -> str:
+    """`path` from the working directory when it lies below it, else absolute."""
+    absolute = os.path.abspath(path)
+    relative = os.path.relpath(absolute)
+    return absolute if relative.startswith("..") else relative
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, with absolute paths, so that it reads the same from anywhere."""
+    fixed = located(recipe, Path("."), os.path.abspath)
+    return to_yaml({**plain(fixed), "method": {"type": method_name(fixed.method), **plain(fixed.method)}})
+
+
+def method_name(method: Method) -> str:
+    """The key of a method in recipes."""
+    return next(name for name, cls in METHODS.items() if type(method) is cls)
+
+
+def differences(one: Recipe, other: Recipe) -> list[str]:
+    """Dotted keys in which two recipes differ, apart from where they write."""
+    first, second = (flat(documents.parse(dump(recipe), "recipe").data) for recipe in (one, other))
+    keys = sorted(first.keys() | second.keys())
+    return [key for key in keys if key != "output" and first.get(key) != second.get(key)]
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    items: dict[str, Any] = {}
+    for key, item in value.items():
+        items |= flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": item}
+    return items
+
+
+def schema() -> dict[str, Any]:
+    """A JSON Schema of recipes, for editors."""
+    from peftctl.config.schema import schema as schema_of
+
+    whole = schema_of(Recipe, "peftctl recipe")
+    shared = whole.setdefault("$defs", {})
+    kinds = {**METHODS, **{preset: METHODS[real] for preset, (real, _) in PRESETS.items()}}
+    variants = []
+    for name, cls in sorted(kinds.items()):
+        variant = schema_of(cls, name)
+        shared |= variant.pop("$defs", {})
+        variant["properties"] = {"type": {"const": name}, **variant["properties"]}
+        variant["required"] = ["type", *variant.get("required", [])]
+        variants.append({key: value for key, value in variant.items() if not key.startswith("$")})
+    shared["method"] = {"oneOf": variants}
+    return whole

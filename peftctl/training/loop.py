@@ -1,0 +1,253 @@
+"""The training loop, top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from peftctl.config.block import Block, Count, Fraction, NonNegative, Positive
+from peftctl.data.batches import collate, micro_batches, order
+from peftctl.data.encode import Encoded
+from peftctl.engine.attach import live, trained
+from peftctl.engine.method import Method
+from peftctl.errors import Interrupted, NonFiniteError
+from peftctl.evaluation.loss import mean_loss
+from peftctl.tasks import sft
+from peftctl.training import checkpoint, snapshot
+from peftctl.training.memory import peak_memory
+from peftctl.training.optimizer import Name as OptimizerName
+from peftctl.training.optimizer import build_optimizer, build_schedule
+from peftctl.training.signals import Stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer(Block):
+    """How long, how fast and how carefully to train."""
+
+    task: Literal["sft"] = "sft"
+    """What a row is and what the loss is; `sft` is chat, prompt and completion, or plain text."""
+    epochs: Positive = 1.0
+    """Passes over the training rows; ignored when `steps` is given."""
+    steps: Count | None = None
+    """Optimizer updates."""
+    batch_size: Count = 16
+    """Sequences per optimizer step, over all devices and micro-batches."""
+    micro_batch_size: Count = 4
+    """Sequences per forward on one device: less saves memory, the result is the same."""
+    learning_rate: Positive | None = None
+    """Peak of the schedule; what the method suggests when left out."""
+    optimizer: OptimizerName = "adamw"
+    """Update rule; `adamw_8bit` and the paged ones come from bitsandbytes, adafactor from transformers."""
+    schedule: Literal["cosine", "linear", "constant", "polynomial", "inverse_sqrt"] = "cosine"
+    """How the learning rate falls after the warmup."""
+    warmup: Fraction = 0.03
+    """Share of the steps over which the learning rate rises from zero."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled weight decay of matrices."""
+    clip_norm: Positive | None = 1.0
+    """Largest norm of the whole gradient; null does not clip."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a quarter slower, far less memory."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    eval_every: Count | None = None
+    """Steps between evaluations on `dataset.eval`; once an epoch when left out."""
+    save_every: Count | None = None
+    """Steps between checkpoints; once an epoch when left out."""
+    keep: Count = 2
+    """Checkpoints to keep, beside the best one."""
+    early_stopping: Count | None = None
+    """Stop after this many evaluations in a row without a lower loss."""
+    keep_best: bool = True
+    """End with the adapter of the lowest evaluation loss instead of the last one, when there is `dataset.eval`."""
+
+    def __post_init__(self) -> None:
+        if self.early_stopping and not self.keep_best:
+            raise ValueError("early_stopping stops after the best adapter is past; hint: set `keep_best: true` too")
+
+
+class Progress(NamedTuple):
+    """What the loop carries from step to step beside weights and optimizer; a checkpoint stores it."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_loss: float | None = None
+    best_step: int | None = None
+    evaluations_since_best: int = 0
+
+
+def total_steps(trainer: Trainer, rows: int) -> int:
+    """Optimizer updates of a run over `rows` sequences."""
+    return trainer.steps or max(1, math.ceil(trainer.epochs * math.ceil(rows / trainer.batch_size)))
+
+
+def train(
+    model: nn.Module,
+    method: Method,
+    trainer: Trainer,
+    rows: Sequence[Encoded],
+    eval_rows: Sequence[Encoded],
+    *,
+    accelerator: Any,
+    pad_id: int,
+    seed: int,
+    folder: Path,
+    stop: Stop,
+    log: Callable[[dict[str, Any]], None],
+    write_adapter: Callable[[Path], None],
+    resume_from: checkpoint.Checkpoint | None = None,
+) -> Progress:
+    """Train the adapters attached to `model` on `rows`, in place, and return where it ended.
+
+    The loss of a step is the sum over its trained tokens divided by their number, over all micro-batches and
+    processes. The order of rows is a function of (seed, epoch) and a checkpoint holds everything else that changes, so
+    a resumed run is the uninterrupted one. Checkpoints go to `folder`.
+    Raises NonFiniteError on a loss or gradient that is no number, Interrupted on a signal, both after saving.
+    """
+    from accelerate.utils import gather_object, set_seed
+
+    steps, per_epoch = total_steps(trainer, len(rows)), math.ceil(len(rows) / trainer.batch_size)
+    eval_every, save_every = trainer.eval_every or per_epoch, trainer.save_every or per_epoch
+    lengths = [len(row) for row in rows]
+    rank, world = accelerator.process_index, accelerator.num_processes
+    progress = Progress()
+
+    if trainer.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    parameters = trained(model)
+    names = {parameter: name for name, parameter in parameters.items()}
+    rate = trainer.learning_rate or method.learning_rate
+    update = build_optimizer(trainer.optimizer, method.groups(parameters, rate), trainer.weight_decay)
+    schedule = build_schedule(trainer.schedule, update, round(trainer.warmup * steps), steps)
+    wrapped = accelerator.prepare_model(model)
+    if trainer.compile:
+        wrapped.compile(dynamic=True)
+    wrapped.train()
+    set_seed(seed + rank)  # dropout differs between processes
+    if resume_from is not None:
+        checkpoint.restore(resume_from, live(model), update, names, schedule)
+        resume_from.restore_rng(rank)  # last: whatever is built draws random numbers
+        progress = Progress(**resume_from.state["progress"])
+
+    def save(progress: Progress) -> None:
+        rng = gather_object([snapshot.rng_state()])
+        if accelerator.is_main_process:
+            with stop.deferred():
+                path = checkpoint.save(
+                    folder,
+                    progress.step,
+                    trainable=live(model),
+                    optimizer=update,
+                    names=names,
+                    scheduler=schedule,
+                    state={"progress": progress._asdict()},
+                    write_adapter=write_adapter,
+                    rng=rng,
+                )
+                checkpoint.prune(folder, trainer.keep, progress.best_step)
+            log({"event": "saved", "step": progress.step, "path": str(path)})
+        accelerator.wait_for_everyone()
+
+    def on_device(rows_of: Sequence[Encoded], indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        batch = collate([rows_of[i] for i in indices], pad_id)
+        return {key: value.to(accelerator.device) for key, value in batch.items()}
+
+    planned, plan = -1, []
+    while progress.step < steps:
+        epoch, position = divmod(progress.step, per_epoch)
+        if epoch != planned:
+            planned, plan = epoch, order(lengths, trainer.batch_size, seed, epoch)
+        started = time.perf_counter()
+
+        # forward and backward: every trained token of the step weighs the same, whatever micro-batch it fell in
+        chosen = plan[position]
+        trained_tokens = sum(rows[i].trained for i in chosen)
+        parts = micro_batches(chosen, lengths, trainer.micro_batch_size, rank, world)
+        total = torch.zeros((), device=accelerator.device)
+        for index, part in enumerate(parts):
+            with nullcontext() if index + 1 == len(parts) else accelerator.no_sync(wrapped):
+                loss = sft.loss(wrapped, on_device(rows, part)) / trained_tokens
+                # processes average their gradients, and every one of them adds the penalty
+                accelerator.backward(loss * world + method.penalty(model) / len(parts))
+            total += loss.detach()
+        mean = float(accelerator.reduce(total, "sum"))
+        norm = float(accelerator.clip_grad_norm_(parameters.values(), trainer.clip_norm or math.inf))
+        if not (math.isfinite(mean) and math.isfinite(norm)):
+            save(progress)
+            what = f"loss {mean:g}, gradient norm {norm:g}"
+            raise NonFiniteError(
+                f"step {progress.step + 1}: {what}: not a finite number; the state before it is saved in `{folder}`",
+                "lower `trainer.learning_rate`, or use `model.dtype: bfloat16` where it is float16",
+            )
+
+        # update
+        learning_rate = schedule.get_last_lr()[0]
+        update.step()
+        method.after_step(model, progress.step, steps)  # before the gradients go: AdaLoRA reads them
+        schedule.step()
+        update.zero_grad(set_to_none=True)
+        tokens = sum(lengths[i] for i in chosen)
+        seconds = time.perf_counter() - started
+        progress = progress._replace(
+            step=progress.step + 1, tokens=progress.tokens + tokens, seconds=progress.seconds + seconds
+        )
+        log(
+            {
+                "event": "step",
+                "step": progress.step,
+                "steps": steps,
+                "epoch": round(progress.step / per_epoch, 3),
+                "loss": mean,
+                "learning_rate": learning_rate,
+                "gradient_norm": norm,
+                "tokens": tokens,
+                "trained_tokens": trained_tokens,
+                "seconds": seconds,
+                "memory": peak_memory(),
+            }
+        )
+
+        # evaluate, save, stop
+        last = progress.step == steps
+        if eval_rows and (progress.step % eval_every == 0 or last):
+            loss_now = mean_loss(model, eval_rows, trainer.micro_batch_size, pad_id, accelerator)
+            progress = judged(progress, loss_now)
+            log({"event": "eval", "step": progress.step, "loss": loss_now, "best": progress.best_step == progress.step})
+            last = last or progress.evaluations_since_best == trainer.early_stopping
+        asked = signalled(stop, accelerator)
+        if progress.step % save_every == 0 or progress.best_step == progress.step or last or asked:
+            save(progress)
+        if asked and not last:
+            what = f"stopped by {asked} after step {progress.step} of {steps}, saved"
+            raise Interrupted(what, "go on with `--resume`")
+        if last:
+            break
+
+    if trainer.keep_best and progress.best_step is not None and progress.best_step != progress.step:
+        checkpoint.restore_weights(checkpoint.at(folder, progress.best_step), live(model))
+    return progress
+
+
+def judged(progress: Progress, loss: float) -> Progress:
+    """`progress` after an evaluation: a new best step, or one more without one."""
+    if progress.best_loss is None or loss < progress.best_loss:
+        return progress._replace(best_loss=loss, best_step=progress.step, evaluations_since_best=0)
+    return progress._replace(evaluations_since_best=progress.evaluations_since_best + 1)
+
+
+def signalled(stop: Stop, accelerator: Any) -> str | None:
+    """The signal that asked any of the processes to stop, so that all of them stop at the same step."""
+    if accelerator.num_processes == 1:
+        return stop.requested
+    flag = torch.tensor(int(stop.requested is not None), device=accelerator.device)
+    return (stop.requested or "a signal") if int(accelerator.reduce(flag, "sum")) else None

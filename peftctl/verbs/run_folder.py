@@ -1,0 +1,86 @@
+"""A run folder: all that is needed to repeat a run, and how far it is.
+
+    recipe.yaml         the resolved recipe; written first
+    provenance.json     versions, hashes of data, base and tokenizer, seed, machine
+    adapter/            the result, in HF PEFT's format; written last, so it is there when the run is finished
+    checkpoints/        step-000100/ and so on
+    metrics.jsonl       one event a line
+    eval.json           base and adapter side by side
+    run.lock            held by the one process that writes here
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from peftctl.errors import RunError, StorageError
+from peftctl.training import storage
+from peftctl.verbs.provenance import json_bytes
+
+
+class RunFolder:
+    """The folder at `path`, which need not exist yet."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.yaml"
+        self.provenance = self.path / "provenance.json"
+        self.adapter = self.path / "adapter"
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.evaluation = self.path / "eval.json"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self.recipe.is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run got to its end."""
+        return (self.adapter / "adapter_config.json").is_file()
+
+    def read_provenance(self) -> dict[str, Any]:
+        """provenance.json; empty when there is none. Raises StorageError when it is damaged."""
+        if not self.provenance.is_file():
+            return {}
+        try:
+            record = json.loads(self.provenance.read_bytes())
+        except ValueError as error:
+            raise StorageError(f"{self.provenance}: damaged: {error}") from None
+        return dict(record)
+
+    def write_json(self, path: Path, record: dict[str, Any]) -> None:
+        """A small file of this folder, whole or not at all."""
+        storage.replace_atomically(path, json_bytes(record))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One process at a time writes here; the lock dies with its holder. Raises RunError when it is taken."""
+        storage.make_folder(self.path)
+        with storage.guarded(self.path):
+            handle = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            if not take(handle):
+                raise RunError(f"{self.path}: another process is writing to this run", "wait for it, or use `--output`")
+            yield
+        finally:
+            os.close(handle)
+
+
+def take(handle: int) -> bool:
+    """Try to lock an open file, without waiting; where there are no such locks (Windows), pretend."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

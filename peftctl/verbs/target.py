@@ -1,0 +1,83 @@
+"""What eval, merge, export and generate are pointed at: a run folder, a recipe, or an adapter folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from peftctl import recipe as recipes
+from peftctl.engine.disk import CONFIG, read_config
+from peftctl.errors import RunError
+from peftctl.models.base import Model, fingerprint
+from peftctl.models.source import local
+from peftctl.recipe import Recipe
+from peftctl.verbs.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Target:
+    """A base model and, when there is one, an adapter of it; with the recipe where one is known."""
+
+    model: Model
+    adapter: Path | None
+    recipe: Recipe | None = None
+    folder: RunFolder | None = None
+
+    def check_base(self) -> None:
+        """Raise RunError when the base is not the one that the run was trained on."""
+        if self.folder is None:
+            return
+        then = self.folder.read_provenance().get("base", {})
+        now = fingerprint(local(self.model.name_or_path, self.model.revision))
+        changed = [key for key in now if key in then and json.loads(json.dumps(now[key])) != then[key]]
+        if changed:
+            text = f"{self.model.name_or_path}: not the base that `{self.folder.path}` was trained on"
+            raise RunError(text, f"different: {', '.join(changed)}")
+
+
+def open_target(target: str, overrides: Iterable[str] = (), adapter: str | None = None) -> Target:
+    """What `target` names. A recipe's adapter is the one in its output, when there is one.
+
+    Raises RunError when it is none of the three, RecipeError for a recipe with mistakes.
+    """
+    path = Path(target)
+    if (path / "recipe.yaml").is_file():
+        return of_run(RunFolder(path), overrides, adapter)
+    if (path / CONFIG).is_file():
+        return of_adapter(path, adapter)
+    if path.is_dir():
+        raise RunError(f"{target}: no run and no adapter is here", "a run folder holds `recipe.yaml`")
+    recipe = recipes.read(target, overrides)
+    run = RunFolder(recipe.output)
+    folder = run if run.finished else None
+    found = Path(adapter) if adapter else (run.adapter if folder else None)
+    return Target(recipe.model, found, recipe, folder)
+
+
+def of_run(folder: RunFolder, overrides: Iterable[str], adapter: str | None) -> Target:
+    """A run folder; an unfinished one offers its best or newest checkpoint by hand only."""
+    recipe = recipes.read_run(folder.path, overrides)
+    if adapter is None and not folder.finished:
+        text = f"{folder.path}: this run is not finished"
+        raise RunError(text, "go on with `peftctl train --resume`, or name a checkpoint's `adapter` folder")
+    return Target(recipe.model, Path(adapter) if adapter else folder.adapter, recipe, folder)
+
+
+def of_adapter(path: Path, adapter: str | None) -> Target:
+    """An adapter folder: its run's recipe when it lies in a run, else the base that its config names."""
+    for parent in path.resolve().parents:
+        if (parent / "recipe.yaml").is_file():
+            folder = RunFolder(parent)
+            recipe = recipes.read_run(parent)
+            return Target(recipe.model, Path(adapter or path), recipe, folder)
+    base = read_config(path).get("base_model_name_or_path")
+    if not base:
+        raise RunError(f"{path}: its config names no base model", "give one with `--base`")
+    return Target(Model(name_or_path=base), Path(adapter or path))
+
+
+def with_base(target: Target, base: str | None) -> Target:
+    """The target on another base model, when one is given."""
+    return replace(target, model=replace(target.model, name_or_path=base)) if base else target

@@ -1,0 +1,230 @@
+"""`peftctl train`: from a recipe to an adapter in a run folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peftctl import recipe as recipes
+from peftctl.engine.attach import attach
+from peftctl.engine.disk import read_into, save
+from peftctl.errors import Interrupted, RunError
+from peftctl.models import base as models
+from peftctl.models.allocator import keep_memory
+from peftctl.recipe import Recipe
+from peftctl.training import checkpoint, storage
+from peftctl.training.journal import Journal
+from peftctl.training.loop import Progress
+from peftctl.training.loop import train as loop
+from peftctl.training.memory import peak_memory
+from peftctl.training.signals import Stop
+from peftctl.verbs import provenance
+from peftctl.verbs.events import Listen, silent, speaker
+from peftctl.verbs.plan import Plan
+from peftctl.verbs.rows import Rows
+from peftctl.verbs.run_folder import RunFolder
+
+
+def train(
+    recipe: Recipe | str | Path | Mapping[str, Any],
+    *,
+    output: str | Path | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
+    listen: Listen = silent,
+) -> dict[str, Any]:
+    """Run a recipe and return what came out: `path` of the run folder, steps, loss, seconds, sizes.
+
+    Args:
+        recipe: a Recipe, the path of a recipe file, the name of a bundled one, or its content as a mapping.
+        output: the run folder, instead of the recipe's.
+        resume: go on from the newest checkpoint that verifies.
+        dry_run: load everything, say what would happen, write nothing.
+
+    Raises:
+        PeftctlError: whatever is wrong with recipe, data, model or disk. A finished run is never overwritten.
+        Interrupted: after a signal; what was done is saved.
+    """
+    started = time.perf_counter()
+    recipe = recipes.coerce(recipe)
+    folder = RunFolder(output or recipe.output)
+    keep_memory()
+    with Stop() as stop:
+        if not dry_run:
+            refuse_foreign(folder, recipe, resume)
+        accelerator = processes(recipe)
+        if not accelerator.is_main_process:
+            listen = silent
+        rows = Rows.read(recipe, speaker(listen))
+        if folder.finished and not dry_run:
+            return unchanged(folder, recipe, rows, listen)
+        polled(stop, folder)
+        base = models.load(recipe.model, say=speaker(listen))
+        polled(stop, folder)
+        torch.manual_seed(recipe.seed)  # the adapter's start
+        attach(base.model, recipe.method)
+        if recipe.method.init_from:
+            read_into(base.model, recipe.method.init_from)
+        plan = Plan.of(recipe, base, rows, folder.path)
+        plan.tell(listen, details=dry_run)
+        if dry_run:
+            return {"path": str(folder.path), **plan.record()}
+        with folder.locked() if accelerator.is_main_process else nullcontext():
+            progress = run(recipe, base, rows, folder, resume, accelerator, stop, listen)
+        seconds = time.perf_counter() - started
+        return outcome(folder, plan, progress, seconds, listen)
+
+
+def run(
+    recipe: Recipe,
+    base: models.Base,
+    rows: Rows,
+    folder: RunFolder,
+    resume: bool,
+    accelerator: Any,
+    stop: Stop,
+    listen: Listen,
+) -> Progress:
+    """Train what is attached to `base`, in the run folder, and write the adapter at the end."""
+    say = speaker(listen)
+    found = begin(folder, recipe, base, rows, resume, say) if accelerator.is_main_process else None
+    accelerator.wait_for_everyone()
+    if not accelerator.is_main_process:
+        found, _ = checkpoint.latest(folder.checkpoints) if resume else (None, [])
+    if found is not None:
+        for difference in found.changed_since(accelerator.device):
+            listen({"event": "warning", "text": f"going on, but not bit for bit: {difference}", "hint": None})
+    write = partial(write_adapter, recipe=recipe, base=base, rows=rows)
+    journal = Journal(folder.metrics, step=found.step if found else 0, listener=listen)
+    with journal if accelerator.is_main_process else nullcontext():
+        progress = loop(
+            base.model,
+            recipe.method,
+            recipe.trainer,
+            rows.train.rows,
+            rows.eval.rows if rows.eval else [],
+            accelerator=accelerator,
+            pad_id=base.tokenizer.pad_token_id,
+            seed=recipe.seed,
+            folder=folder.checkpoints,
+            stop=stop,
+            log=journal.write if accelerator.is_main_process else silent,
+            write_adapter=write,
+            resume_from=found,
+        )
+    if accelerator.is_main_process:
+        with storage.staged(folder.adapter) as staged:
+            write(staged)
+    accelerator.wait_for_everyone()
+    return progress
+
+
+def begin(
+    folder: RunFolder, recipe: Recipe, base: models.Base, rows: Rows, resume: bool, say: Callable[[str], None]
+) -> checkpoint.Checkpoint | None:
+    """Write down what this run is, or find the checkpoint that an earlier one left."""
+    if not folder.exists:
+        record = {
+            "started": provenance.now(),
+            "seed": recipe.seed,
+            "base": {"name": base.name, **models.fingerprint(base.folder)},
+            "data": rows.digests(),
+            "chat_template": provenance.digest(rows.encoder.tokenizer.chat_template or ""),
+            "versions": provenance.versions(),
+            "hardware": provenance.hardware(),
+        }
+        folder.write_json(folder.provenance, record)
+        storage.replace_atomically(folder.recipe, recipes.dump(recipe).encode())
+        return None
+    if rows.digests() != folder.read_provenance().get("data"):
+        raise RunError(f"{folder.path}: the data changed since this run began", "train anew with `--output`")
+    found, skipped = checkpoint.latest(folder.checkpoints)
+    for path, why in skipped:
+        say(f"{path.name} is damaged and was skipped: {why}")
+    say(f"going on after step {found.step}" if found else "no checkpoint yet: starting at the first step")
+    return found
+
+
+def write_adapter(folder: Path, *, recipe: Recipe, base: models.Base, rows: Rows) -> None:
+    """The adapter as a PEFT folder, the chat template it was trained with and a model card beside it."""
+    from peftctl.exports.card import card
+
+    save(base.model, folder)
+    if rows.train.chat_template is not None:
+        storage.write(folder / "chat_template.jinja", [rows.train.chat_template.encode()])
+    storage.write(folder / "README.md", [card(recipes.facts(recipe, base.name, rows.counts())).encode()])
+
+
+def refuse_foreign(folder: RunFolder, recipe: Recipe, resume: bool) -> None:
+    """Raise RunError when the folder holds something else than this run, or this run without `resume`."""
+    if not folder.exists:
+        if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+            raise RunError(f"{folder.path}: exists and is no run of peftctl", "choose another folder with `--output`")
+        return
+    changed = recipes.differences(recipes.read_run(folder.path), recipe)
+    state = "finished" if folder.finished else "an unfinished run is here"
+    if changed:
+        text = f"{folder.path}: {state}, with another recipe: {', '.join(f'`{key}`' for key in changed)}"
+        raise RunError(text, "choose another folder with `--output`")
+    if not folder.finished and not resume:
+        raise RunError(f"{folder.path}: {state}", "go on with `--resume`, or choose another folder with `--output`")
+
+
+def unchanged(folder: RunFolder, recipe: Recipe, rows: Rows, listen: Listen) -> dict[str, Any]:
+    """A finished run of the same recipe and data is done; other data is refused."""
+    if rows.digests() != folder.read_provenance().get("data"):
+        text = f"{folder.path}: finished, with other data"
+        raise RunError(text, "choose another folder with `--output`")
+    speaker(listen)(f"{folder.path} is finished already, with this recipe and this data: nothing to do")
+    return {"path": str(folder.path), "finished_before": True}
+
+
+def processes(recipe: Recipe) -> Any:
+    """accelerate's view of this process among its peers; its launchers' precision settings do not apply here."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType
+
+    accelerator = Accelerator(cpu=recipe.model.device == "cpu" or not torch.cuda.is_available(), mixed_precision="no")
+    plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if accelerator.distributed_type not in plain:
+        raise RunError(f"{accelerator.distributed_type.value}: not supported yet", "launch with plain data parallelism")
+    return accelerator
+
+
+def polled(stop: Stop, folder: RunFolder) -> None:
+    """Raise Interrupted when a signal came before training began."""
+    if stop.requested:
+        raise Interrupted(f"stopped by {stop.requested} before the first step", "start again with the same command")
+
+
+def outcome(folder: RunFolder, plan: Plan, progress: Progress, seconds: float, listen: Listen) -> dict[str, Any]:
+    """What a finished run is worth telling."""
+    size = sum(file.stat().st_size for file in folder.adapter.glob("*.safetensors"))
+    record = {
+        "path": str(folder.path),
+        "adapter": str(folder.adapter),
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "eval_loss": progress.best_loss,
+        "tokens": progress.tokens,
+        "seconds": round(seconds, 1),
+        "training_seconds": round(progress.seconds, 1),
+        "tokens_per_second": round(progress.tokens / progress.seconds) if progress.seconds else None,
+        "peak_memory": peak_memory(),
+        "adapter_bytes": size,
+        "trainable_parameters": plan.trainable,
+    }
+    rows = [
+        ["adapter", f"{folder.adapter}  ({size / 2**20:.1f} MiB)"],
+        ["steps", f"{progress.step}" + (f", best {progress.best_step}" if progress.best_step else "")],
+        ["time", f"{seconds:.0f} s, {record['tokens_per_second']} tokens/s in training"],
+        ["memory", f"{record['peak_memory'] / 2**30:.2f} GiB at most"],
+    ]
+    listen({"event": "trained", "rows": rows})
+    return record

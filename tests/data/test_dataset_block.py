@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from peftctl.data.dataset import Dataset, Source, Split
+
+READ = TypeAdapter(Dataset)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("train", "a.jsonl", "a.jsonl"),
+        ("train", {"path": "org/name", "split": "test"}, Source(path="org/name", split="test")),
+        ("train", ["a", {"path": "b", "format": "text"}], ["a", Source(path="b", format="text")]),
+        ("eval", "b.jsonl", "b.jsonl"),
+        ("eval", {"split": 0.05}, Split(split=0.05)),
+        ("eval", {"path": "b"}, Source(path="b")),
+        ("eval", None, None),
+    ],
+)
+def test_what_a_recipe_may_say(field: str, value: Any, expected: Any) -> None:
+    assert getattr(READ.validate_python({"train": "x", field: value}), field) == expected
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"train": []},
+        {"train": " "},
+        {"train": ["a", ""]},
+        {"train": {"path": ""}},
+        {"train": {"path": "a", "weight": 2}},
+        {"eval": []},
+        {"eval": {"split": 0}},
+        {"eval": {"split": 1}},
+        {"max_length": 0},
+        {"max_skipped": 1.5},
+        {"on_long": "split"},
+        {"on_bad_row": "warn"},
+        {"format": "sharegpt"},
+        {"trian": "a"},
+    ],
+)
+def test_what_it_may_not(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        READ.validate_python({"train": "a", **wrong})
+
+
+def test_every_field_is_documented() -> None:
+    schema = READ.json_schema()
+    blocks = {"Dataset": schema, **schema["$defs"]}
+    assert set(blocks) == {"Dataset", "Source", "Split"}
+    bare = [
+        f"{name}.{key}"
+        for name in blocks
+        for key, field in blocks[name]["properties"].items()
+        if not field.get("description")
+    ]
+    assert bare == []
