@@ -101,9 +101,13 @@ def coerce(recipe: Recipe | str | Path | Mapping[str, Any]) -> Recipe:
 
 
 def build(document: Document, root: Path, overrides: Iterable[str] = ()) -> Recipe:
-    """A document checked, its preset expanded, its paths located from `root`."""
+    """A document checked, its preset expanded, its paths located: those of the file from `root`, overrides from here."""
     document = document.with_overrides(overrides)
-    return located(check(Recipe, document.with_overrides(expansion(document.data))), root)
+
+    def root_of(*keys: str | int) -> Path:
+        return Path(".") if document.spot(keys).value.source else root
+
+    return located(check(Recipe, document.with_overrides(expansion(document.data))), root_of)
 
 
 def expansion(data: Mapping[str, Any]) -> list[str]:
@@ -122,29 +126,38 @@ def expansion(data: Mapping[str, Any]) -> list[str]:
     return [f"method.type={real}", *unsaid]
 
 
-def located(recipe: Recipe, root: Path, written: Callable[[Path], str] | None = None) -> Recipe:
-    """`recipe` with its paths seen from the working directory instead of from `root`, in the form of `written`."""
-    write = written or shortest
+def located(
+    recipe: Recipe, root_of: Callable[..., Path], write: Callable[[Path], str] | None = None
+) -> Recipe:
+    """`recipe` with its paths seen from the working directory.
 
-    def here(text: str) -> str:
-        path = root / Path(text).expanduser()
+    `root_of(*keys)` is where the path at these keys starts; `write` is the form that paths get.
+    """
+    write = write or shortest
+
+    def here(text: str, *keys: str | int) -> str:
+        path = root_of(*keys) / Path(text).expanduser()
         local = text.startswith((".", "/", "~")) or Path(text).suffix in FILES or "*" in text or path.exists()
         return write(path) if local else text
 
-    def sources(spec: Sources | Split | None) -> Any:
+    def sources(spec: Sources | Split | None, *keys: str | int) -> Any:
         if isinstance(spec, list):
-            return [sources(part) for part in spec]
+            return [sources(part, *keys, index) for index, part in enumerate(spec)]
         if isinstance(spec, Source):
-            return replace(spec, path=here(spec.path))
-        return here(spec) if isinstance(spec, str) else spec
+            return replace(spec, path=here(spec.path, *keys, "path"))
+        return here(spec, *keys) if isinstance(spec, str) else spec
 
-    dataset = replace(recipe.dataset, train=sources(recipe.dataset.train), eval=sources(recipe.dataset.eval))
+    dataset, method, model = recipe.dataset, recipe.method, recipe.model
+    dataset = replace(
+        dataset,
+        train=sources(dataset.train, "dataset", "train"),
+        eval=sources(dataset.eval, "dataset", "eval"),
+    )
     if Path(dataset.chat_template).suffix:
-        dataset = replace(dataset, chat_template=here(dataset.chat_template))
-    method = recipe.method
+        dataset = replace(dataset, chat_template=here(dataset.chat_template, "dataset", "chat_template"))
     if method.init_from:
-        method = replace(method, init_from=here(method.init_from))
-    model = replace(recipe.model, name_or_path=here(recipe.model.name_or_path))
+        method = replace(method, init_from=here(method.init_from, "method", "init_from"))
+    model = replace(model, name_or_path=here(model.name_or_path, "model", "name_or_path"))
     return replace(recipe, model=model, method=method, dataset=dataset)
 
 
@@ -161,7 +174,7 @@ def shortest(path: Path) -> str:
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML, with absolute paths, so that it reads the same from anywhere."""
-    fixed = located(recipe, Path("."), os.path.abspath)
+    fixed = located(recipe, lambda *keys: Path("."), os.path.abspath)
     return to_yaml({**plain(fixed), "method": {"type": method_name(fixed.method), **plain(fixed.method)}})
 
 

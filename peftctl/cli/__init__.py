@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 
 from peftctl.cli import console
-from peftctl.errors import PeftctlError
+from peftctl.errors import PeftctlError, Problem
 
 INTERRUPTED = 130
 UNREAD = 141
@@ -19,23 +20,22 @@ def main(words: Sequence[str] | None = None) -> int:
     console.prepare()
     try:
         return answer(words)
-    except KeyboardInterrupt:
-        console.tell("interrupted")
-        return INTERRUPTED
-    except BrokenPipeError:
-        if not console.unread():
-            raise
+    except console.Unread:
         return UNREAD
     finally:
         console.settle()
 
 
 def answer(words: list[str]) -> int:
-    """The same, where the errors that a user can mend are already told."""
+    """The exit code, after everything that a user can mend is told."""
+    as_json = "--json" in takewhile(lambda word: word != "--", words)
     try:
         from peftctl.cli.app import run
 
         return run(words)
     except PeftctlError as error:
-        console.complain(error.problems, as_json="--json" in words)
+        console.complain(error.problems, as_json=as_json)
         return error.exit_code
+    except KeyboardInterrupt:
+        console.complain([Problem("interrupted")], as_json=as_json)
+        return INTERRUPTED

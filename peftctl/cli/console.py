@@ -20,9 +20,14 @@ from peftctl.errors import Problem, StorageError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.text import Text
 
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters but line break and tab, marks that turn the direction of writing, and bytes that are no text."""
+
+
+class Unread(Exception):
+    """The reader of standard output left: there is nobody to tell, and nothing to tell."""
 
 
 def clean(text: str) -> str:
@@ -41,7 +46,7 @@ def one_line(text: str) -> str:
 def out(text: str) -> None:
     """Data, on standard output: as it is for a program, clean for a terminal, escaped where the encoding lacks it.
 
-    Raises BrokenPipeError when its reader left, StorageError when the disk behind it refuses.
+    Raises Unread when its reader left, StorageError when the disk behind it refuses.
     """
     stream = sys.stdout
     text = clean(text) if stream.isatty() else text
@@ -54,7 +59,7 @@ def out(text: str) -> None:
         stream.write(text + "\n")
         stream.flush()
     except BrokenPipeError:
-        raise
+        raise Unread from None
     except OSError as error:
         raise StorageError(f"standard output: {(error.strerror or str(error)).lower()}") from None
 
@@ -81,13 +86,40 @@ def _finite(value: Any) -> Any:
 # Standard error
 
 
-def tell(*lines: RenderableType, on: Console | None = None) -> None:
-    """Lines for a person. They are not wrapped, so that a path can be copied and a log be searched."""
+def tell(*lines: Text, on: Console | None = None) -> None:
+    """Lines for a person: on a terminal broken between words, elsewhere whole."""
     from peftctl.cli.screen import screen
 
     console = on or screen()
     for line in lines:
-        console.print(line, soft_wrap=True)
+        parts = line.split("\n", allow_blank=True) if console.is_terminal else [line]
+        for part in parts:
+            console.print(folded(part, console.width) if console.is_terminal else part, soft_wrap=True)
+
+
+def page(text: str) -> None:
+    """A page that was not asked for."""
+    from rich.text import Text
+
+    tell(Text(text))
+
+
+def folded(line: Text, columns: int) -> Text:
+    """`line` over as many lines as it needs, the later ones indented. A path stays whole: the terminal breaks it."""
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    indent = len(line.plain) - len(line.plain.lstrip()) + 2
+    breaks, column = [], indent - 2
+    for word in re.finditer(r"\S+\s*", line.plain):
+        if column + cell_len(word[0].rstrip()) > columns and word.start() >= indent:
+            breaks.append(word.start())
+            column = indent
+        column += cell_len(word[0])
+    parts = line.divide(breaks)
+    for part in parts:
+        part.rstrip()
+    return Text("\n" + " " * indent).join(parts)
 
 
 def show(block: RenderableType, on: Console) -> None:
@@ -116,15 +148,6 @@ def prepare() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a file name that is no text goes out as it came
-
-
-def unread() -> bool:
-    """Whether the reader of standard output left."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
-    return False
 
 
 def settle() -> None:

@@ -12,7 +12,9 @@ from peftctl.cli.pace import Pace, duration, quantity, rate
 
 GAP = 2
 BAR = 16
-"""Columns of a bar; where it would not fit with everything else there is none."""
+"""Columns of a bar."""
+WIDE = 96
+"""Columns from which a bar goes beside all that a step has to say."""
 
 
 def step_line(pace: Pace, options: ConsoleOptions | None = None) -> Text:
@@ -40,7 +42,7 @@ def step_line(pace: Pace, options: ConsoleOptions | None = None) -> Text:
         if _width(parts) > options.max_width:
             parts.pop(name, None)
     line = _joined(list(parts.values()))
-    if line.cell_len + GAP + BAR <= options.max_width:
+    if options.max_width >= WIDE:
         line = _joined([_bar(last["step"] / last["steps"], BAR, options), line])
     line.truncate(options.max_width)
     return line

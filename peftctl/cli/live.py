@@ -75,6 +75,7 @@ class Teller:
 
     def on_trained(self, event: Event) -> None:
         self.close()
+        self.tell(Text())
         self.rows(event["rows"])
 
     def close(self) -> None:
@@ -127,9 +128,7 @@ class Live(Teller):
         super().__init__(console, clock)
         self.progress: tuple[Event, float] | None = None
         self.lock = Lock()
-        self.display = RichLive(
-            self, console=console, transient=True, redirect_stdout=False, auto_refresh=auto_refresh
-        )
+        self.display = RichLive(self, console=console, transient=True, redirect_stdout=False, auto_refresh=auto_refresh)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         with self.lock:
@@ -156,5 +155,5 @@ class Live(Teller):
         """Clear the line, but leave the last step to be read."""
         self.display.stop()
         if self.pace.last:
-            self.tell(step_line(self.pace))
+            self.tell(step_line(self.pace, self.console.options))
             self.pace = Pace(self.clock)

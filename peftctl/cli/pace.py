@@ -65,7 +65,7 @@ class Pace:
         assert self._begin is not None
         start, first = self._begin
         per_step = (self._heard - start) / (self.last["step"] - first)
-        left = per_step * (self.last["steps"] - self.last["step"])
+        left: float = per_step * (self.last["steps"] - self.last["step"])
         return max(0.0, left - (self._clock() - self._heard))
 
 

@@ -35,7 +35,7 @@ class Lasting:
 
 
 class Screen(Console):
-    """rich's console, which leaves the cursor alone: a second Ctrl-C ends the process before it could be shown again."""
+    """rich's console, but it leaves the cursor alone: whoever ends the process at once could not bring it back."""
 
     def show_cursor(self, show: bool = True) -> bool:
         """Nothing."""

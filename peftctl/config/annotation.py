@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -47,11 +47,17 @@ def nullable(annotation: Any) -> bool:
     return base in (None, types.NoneType)
 
 
-def at(annotation: Any, path: Keys) -> list[Any]:
-    """The annotations, several where unions leave a choice, of what lies at `path` below `annotation`."""
+def at(annotation: Any, path: Keys, names: Collection[int] = ()) -> list[Any]:
+    """The annotations of what lies at `path` below `annotation`, several where a union leaves a choice.
+
+    `names` are the indices of parts of `path` that are no keys but the name of a union's member.
+    """
     found = members(annotation)
-    for key in path:
-        found = [inner for member in found for inner in _below(bare(member), key)]
+    for index, part in enumerate(path):
+        if index in names:
+            found = [member for member in found if getattr(bare(member), "__name__", "") == part] or found
+        else:
+            found = [inner for member in found for inner in _below(bare(member), part)]
     return found
 
 

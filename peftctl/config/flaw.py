@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_origin
 
 from peftctl.config.annotation import at, bare, keys, literals
 from peftctl.config.near import did_you_mean
@@ -103,7 +103,9 @@ class Line:
     def wanted(self) -> frozenset[str]:
         """The types that would have been right; empty where the type was not what is wrong."""
         match = WRONG_TYPE.fullmatch(self.kind)
-        return self.told.wanted if self.told else frozenset(match.groups()[:1]) if match else frozenset()
+        if self.told:
+            return self.told.wanted
+        return frozenset({match[1]} if match else {"choice"} if self.kind == "literal_error" else ())
 
 
 def flaws(errors: Iterable[Mapping[str, Any]], cls: type, data: Any) -> list[Flaw]:
@@ -126,7 +128,7 @@ def _line(error: Mapping[str, Any], data: Any) -> Line:
             here = here[part]
             path.append(part)
         elif error["type"] == "missing" and index == len(outer) - 1:
-            path.append(part)
+            path += [part] if isinstance(part, str) else []  # an item that is missing is a matter of the list
         elif part != KEY:
             tags.append(index)
     return Line(error["type"], loc, tuple(tags), (*path, *told), error["msg"], context, error["input"])
@@ -162,14 +164,16 @@ def _flaw(lines: list[Line], cls: type) -> Flaw:
         text, _, hint = str(line.context["error"]).partition("; hint: ")
         return Flaw(path, text, hint or None, about_block=True)
     if line.kind == "missing":
-        if isinstance(path[-1], str):
-            return Flaw(path[:-1], f"missing key {quoted(path[-1])}", about_block=True)
-        return Flaw(path[:-1], f"expected {expectation(at(cls, path[:-1]))}", expected=True)
+        if isinstance(line.loc[-1], str):
+            return Flaw(path[:-1], f"missing key {quoted(line.loc[-1])}", about_block=True)
+        return Flaw(path, f"expected {expectation(at(cls, line.loc[:-1], line.tags))}", expected=True)
     if line.kind in UNKNOWN or line.loc[-1:] == (KEY,):
-        known = keys(at(cls, path[:-1]))
+        block = line.loc[:-2] if line.loc[-1] == KEY else line.loc[:-1]
+        known = keys(at(cls, block, line.tags))
         listed = f"known keys: {', '.join(f'`{name}`' for name in known)}" if known else None
         return Flaw(path, "unknown key", did_you_mean(str(path[-1]), known) or listed, about_key=True)
-    return _unexpected(lines, at(cls, path))
+    found = [member for line in lines for member in at(cls, line.loc, line.tags)]
+    return _unexpected(lines, [member for index, member in enumerate(found) if member not in found[:index]])
 
 
 def _unexpected(lines: list[Line], found: list[Any]) -> Flaw:
@@ -181,7 +185,9 @@ def _unexpected(lines: list[Line], found: list[Any]) -> Flaw:
     if limit and not limit.startswith("from") and kinds <= LIMITS.keys():
         words = limit
     elif any(bare(member) is not Any for member in found) and all(map(COMMON.fullmatch, kinds)):
-        words = expectation(found, limited=not wanted)
+        words = expectation(found, limited=len(lines) > 1 or not wanted)
+    elif [get_origin(bare(member)) for member in found] == [tuple]:
+        words = expectation(found)  # of fixed length
     else:
         words = either(_words(line) for line in lines)
     hint = did_you_mean(line.value, choices) if isinstance(line.value, str) else None

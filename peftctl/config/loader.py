@@ -25,6 +25,8 @@ TOO_LARGE = f"{LARGEST // 1024} KB or larger"
 DEEPEST = 16
 """Levels of nesting."""
 
+TOO_DEEP = f"nested deeper than {DEEPEST} levels"
+
 MOST_VALUES = 5000
 """Keys and values in a text."""
 
@@ -144,7 +146,7 @@ class _Reading:
         if isinstance(event, yaml.ScalarEvent):
             data = self.scalar(event, path, key, place)
         elif len(path) >= DEEPEST:
-            raise Refused(Mistake(place, f"nested deeper than {DEEPEST} levels"))
+            raise Refused(Mistake(place, TOO_DEEP))
         else:
             self.open.add(event.anchor)
             data = self.mapping(path) if isinstance(event, yaml.MappingStartEvent) else self.sequence(path)
@@ -231,7 +233,7 @@ class _Reading:
         if self.aliased > MOST_ALIASED:
             raise Refused(Mistake(place, f"aliases stand for more than {MOST_ALIASED} values"))
         if len(path) + max(map(len, below)) > DEEPEST:
-            raise Refused(Mistake(place, f"nested deeper than {DEEPEST} levels"))
+            raise Refused(Mistake(place, TOO_DEEP))
         self.into.spots.update({path + p: spot for p, spot in below.items()})
         self.into.spots[path] = self.into.spots[path]._replace(key=key)
         return deepcopy(data)

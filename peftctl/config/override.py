@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peftctl.config.loader import Loaded, load
+from peftctl.config.loader import DEEPEST, TOO_DEEP, Loaded, load
 from peftctl.config.place import Keys, Mistake, Origin, Place, Spot
 from peftctl.config.quote import dotted, got, quoted
 
@@ -19,6 +19,8 @@ def apply(override: str, origin: Origin, data: dict[str, Any], spots: dict[Keys,
     loaded = load(text, origin)
     if loaded.mistakes:
         return loaded.mistakes
+    if len(words) + max(map(len, loaded.spots), default=0) > DEEPEST:
+        return [Mistake(place, TOO_DEEP)]
     wrong = _blocked(words, place, data)
     if wrong is None:
         _put(words, place, loaded, data, spots)

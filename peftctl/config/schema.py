@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import TypeAdapter, WithJsonSchema
 
-from peftctl.config.annotation import bare, hints, is_block, is_list, members, metadata, nullable
+from peftctl.config.annotation import bare, hints, is_block, is_list, keys, members, metadata, nullable
 from peftctl.config.fields import Field, fields
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -74,7 +74,8 @@ def _one(annotation: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     if is_block(base):
         return {"$ref": f"#/$defs/{_define(base, definitions)}"}
     if get_origin(base) is dict:
-        return {"type": "object", "additionalProperties": _any_of(arguments[1], definitions)}
+        names = {"propertyNames": {"enum": known}} if (known := keys([annotation])) else {}
+        return {"type": "object", **names, "additionalProperties": _any_of(arguments[1], definitions)}
     if get_origin(base) is tuple and Ellipsis not in arguments:
         items = [_any_of(item, definitions) for item in arguments]
         return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}

@@ -61,6 +61,10 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True  # a list that occurs twice is written twice
 
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        escaped = not text.isprintable()  # PyYAML's other styles lose U+0085 and its like
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if escaped else None)
+
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
         if kind is yaml.ScalarNode and implicit[0]:
             meant = type(plain(value))
@@ -69,3 +73,6 @@ class _Dumper(yaml.SafeDumper):
             if FLOAT.fullmatch(value):  # too large for us, but other readers make it infinite
                 return "tag:yaml.org,2002:float"
         return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)

@@ -23,7 +23,8 @@ class Counts:
     skipped: int
 
     def __post_init__(self) -> None:
-        assert self.read == self.kept + self.dropped + self.skipped and self.truncated <= self.kept, self
+        assert self.read == self.kept + self.dropped + self.skipped, self
+        assert self.truncated <= self.kept, self
 
 
 class Mistakes:

@@ -6,6 +6,7 @@ All pure functions, so that a resumed run, and a run on more processes, sees the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from random import Random
 from typing import Literal
 
@@ -37,7 +38,7 @@ def micro_batches(
     rounds = -(-len(rows) // (micro_batch_size * world))
     by_length = sorted(rows, key=lambda row: (-lengths[row], row))
     cuts = [len(rows) * i // (rounds * world) for i in range(rounds * world + 1)] if rows else []
-    parts = [by_length[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    parts = [by_length[start:end] for start, end in pairwise(cuts)]
     return parts[rank::world]
 
 

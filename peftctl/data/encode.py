@@ -112,11 +112,8 @@ class Encoder:
         self, turn: Turn, ids: Sequence[int], begins: Sequence[int], ends: Sequence[int], place: str
     ) -> tuple[int, int]:
         first = bisect_right(ends, turn.start)
-        before = ends[first - 1] if first else 0
-        # A token that joins the end of the header to the beginning of the answer is the header's. Byte-level tokenizers
-        # report a token of nothing but space as empty, at its end.
-        if begins[first] < turn.start or (begins[first] == ends[first] and before < turn.start):
-            first += 1
+        # A token that joins the end of the header to the beginning of the answer is the header's.
+        first += first < len(ids) and begins[first] < turn.start
         opening = {self.tokenizer.bos_token_id, *ids[bisect_right(ends, turn.header) : first]}
         opening.discard(self.tokenizer.eos_token_id)
         stop = bisect_left(begins, turn.answer_end)

@@ -41,6 +41,9 @@ class Prepared:
     stop_ids: tuple[int, ...]
     """The tokens that end an answer: generation has to stop at them."""
 
+    parsed: Sequence[Parsed] = ()
+    """The same rows before they were encoded, when `prepare` was asked to keep them."""
+
     @property
     def lengths(self) -> list[int]:
         """Tokens of each row."""
@@ -61,18 +64,26 @@ class Prepared:
 
 
 def prepare(
-    spec: Sources, dataset: Dataset, tokenizer: Any, root: Path, say: Callable[[str], None] = lambda line: None
+    spec: Sources,
+    dataset: Dataset,
+    tokenizer: Any,
+    root: Path,
+    say: Callable[[str], None] = lambda line: None,
+    *,
+    keep_parsed: bool = False,
 ) -> Prepared:
     """Reads, checks and encodes the rows of `spec`: the `train` or `eval` of `dataset`.
 
     `root` is where relative paths start; `say` is told what was guessed and what was cut or left out. Raises DataError
-    with every row that cannot be used, when too many had to be left out, and when nothing is left.
+    with every row that cannot be used, when too many had to be left out, and when nothing is left. With `keep_parsed`
+    the texts stay in memory beside the ids, for metrics that need them.
     """
     sha = hashlib.sha256()
     sources, chats = _survey(spec, dataset, root, sha.update, say)
     template = find(dataset.chat_template, tokenizer, root, say) if chats else None
     encoder = Encoder(tokenizer, template, dataset.max_length, dataset.on_long)
     rows: list[Encoded] = []
+    parsed: list[Parsed] = []
     number, dropped, mistakes = 0, 0, Mistakes()
     for item in (item for source, format in sources for item in _parsed(source, format, root)):
         number += 1
@@ -89,6 +100,8 @@ def prepare(
             dropped += 1
         else:
             rows.append(row)
+            if keep_parsed:
+                parsed.append(item)
     if mistakes.rows and dataset.on_bad_row == "error":
         raise mistakes.error()
 
@@ -107,6 +120,7 @@ def prepare(
         digest=sha.hexdigest(),
         chat_template=template,
         stop_ids=tuple(sorted(encoder.stop_ids)),
+        parsed=parsed,
     )
 
 
@@ -134,7 +148,8 @@ def _part(prepared: Prepared, chosen: list[int], whole: bool = False) -> Prepare
         dropped=dropped,
         skipped=skipped,
     )
-    return replace(prepared, rows=rows, counts=counts)
+    parsed = [prepared.parsed[i] for i in chosen] if prepared.parsed else ()
+    return replace(prepared, rows=rows, counts=counts, parsed=parsed)
 
 
 def _survey(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from peftctl.config.block import Block
-from peftctl.errors import ModelError, Problem
+from peftctl.errors import ModelError
 from peftctl.models import quantization
 from peftctl.models.device import choose_device, choose_dtype
 from peftctl.models.folder import check_weights, fingerprint, read_config, weight_files
@@ -131,8 +131,7 @@ def load(
             f"{place}: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows",
             "copy the tokenizer from the original model",
         )
-    found = resolve(place, root)
-    name = str(found)
+    name = str(resolve(place, root))
     network.config._name_or_path = network.name_or_path = name
     return Base(network, tokenizer, dtype, device, folder, name)
 
@@ -140,16 +139,13 @@ def load(
 def _check_attention(attention: str, device: torch.device) -> None:
     if attention != "flash_attention_2":
         return
-    problem = None
     if device.type != "cuda":
-        problem = Problem(f"model.attention: `{attention}` needs a CUDA GPU; this is {device}", "set `attention: auto`")
-    elif importlib.util.find_spec("flash_attn") is None:  # without it transformers would fetch a kernel from the hub
-        problem = Problem(
+        raise ModelError(f"model.attention: `{attention}` needs a CUDA GPU; this is {device}", "set `attention: auto`")
+    if importlib.util.find_spec("flash_attn") is None:  # without it transformers would fetch a kernel from the hub
+        raise ModelError(
             f"model.attention: `{attention}` needs the package flash-attn",
             "`pip install flash-attn`, or set `attention: sdpa`",
         )
-    if problem:
-        raise ModelError.of([problem])
 
 
 def _read(folder: Path, dtype: torch.dtype, options: dict[str, Any], place: str, say: Say) -> PreTrainedModel:

@@ -23,6 +23,7 @@ from peftctl.models.quiet import Say, quiet, reason, silent
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_HINT = "see to free space, or set PEFTCTL_HOME to a folder that can be written"
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
@@ -55,10 +56,7 @@ def convert(path: Path, say: Say = silent) -> Path:
                 say(f"converting `{path.name}` to safetensors, once: {folder}")
                 _write(path, header, folder)
     except OSError as error:
-        raise StorageError(
-            f"{error.filename or folder}: {(error.strerror or reason(error)).lower()}",
-            "see to free space, or set PEFTCTL_HOME to a folder that can be written",
-        ) from error
+        raise StorageError(f"{error.filename or folder}: {(error.strerror or reason(error)).lower()}", _HINT) from error
     return folder
 
 
@@ -71,18 +69,20 @@ def _digest(path: Path) -> str:
 
 
 def _write(path: Path, header: Header, folder: Path) -> None:
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        with quiet(), _no_bar():
-            model, tokenizer = _read(path, header)
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-        for file in temporary.iterdir():
+    for stale in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed; nobody else is at it now
+        shutil.rmtree(stale, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary, quiet():
+        model, tokenizer = _read(path, header, Path(temporary))
+        whole = Path(temporary) / "model"
+        try:
+            model.save_pretrained(whole)
+            tokenizer.save_pretrained(whole)
+        except Exception as error:  # a full disk is an error of its own in each of the libraries that write
+            raise StorageError(f"{folder}: cannot be written: {reason(error)}", _HINT) from error
+        for file in whole.iterdir():
             with file.open("rb+") as opened:
                 os.fsync(opened.fileno())
-        os.rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.rename(whole, folder)
 
 
 @contextmanager
@@ -101,19 +101,21 @@ def _no_bar() -> Iterator[None]:
         reader.tqdm = bar
 
 
-def _read(path: Path, header: Header) -> tuple[Any, PreTrainedTokenizerBase]:
+def _read(path: Path, header: Header, empty: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Model and tokenizer; `empty` is the folder they are read from, so that nothing beside the file has a say."""
     import torch
     import transformers
 
-    options: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
+    options: dict[str, Any] = {"gguf_file": os.path.abspath(path), "local_files_only": True}
     try:
-        tokenizer = _tokenizer(header, options, path.parent)
+        tokenizer = _tokenizer(header, empty, options)
         # early releases always unpack the weights; later ones need to be told
         if hasattr(transformers, "GgufConfig"):
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            path.parent, dtype=torch.bfloat16, output_loading_info=True, **options
-        )
+        with _no_bar():
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+                empty, dtype=torch.bfloat16, output_loading_info=True, **options
+            )
     except Exception as error:  # a foreign file: whatever the library raises, the file is what is wrong
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -128,7 +130,7 @@ def _read(path: Path, header: Header) -> tuple[Any, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-def _tokenizer(header: Header, options: dict[str, Any], folder: Path) -> PreTrainedTokenizerBase:
+def _tokenizer(header: Header, empty: Path, options: dict[str, Any]) -> PreTrainedTokenizerBase:
     """The library's reading of vocabulary and merges; everything else is taken from the file itself.
 
     Releases of transformers before 5.20 take one special token for another, and all add tokens of their own to some
@@ -142,7 +144,7 @@ def _tokenizer(header: Header, options: dict[str, Any], folder: Path) -> PreTrai
     if not tokens:
         raise ValueError("it holds no vocabulary")
     # not AutoTokenizer, which early releases let guess a class by the architecture
-    described = json.loads(PreTrainedTokenizerFast.from_pretrained(folder, **options).backend_tokenizer.to_str())
+    described = json.loads(PreTrainedTokenizerFast.from_pretrained(empty, **options).backend_tokenizer.to_str())
     described["added_tokens"] = [token for token in described["added_tokens"] if token["id"] < len(tokens)]
     said: dict[str, Any] = {}
     for name, key in _SPECIAL.items():

@@ -42,23 +42,30 @@ def bitsandbytes() -> ModuleType:
     """The module, imported without a warning and without fetching anything.
 
     On import it asks the package `kernels`, where that is installed, for a kernel from the hub, and logs a warning
-    where it is not. So `kernels` cannot be imported while this runs; bitsandbytes then uses its own code.
+    where it is not. So `kernels` cannot be imported meanwhile; bitsandbytes then uses its own code.
 
     Raises:
         ModelError: bitsandbytes is not installed or does not load.
     """
-    for name, start in _NOISE.items():
-        logger = logging.getLogger(name)
-        if not any(isinstance(known, _Without) for known in logger.filters):
-            logger.addFilter(_Without(start))
     try:
-        with _blocked("kernels"):
+        with without_downloads():
             return importlib.import_module("bitsandbytes")
     except Exception as error:  # a broken native library raises more than ImportError
         raise ModelError(
             f"model.quantization: bitsandbytes does not load: {type(error).__name__}: {error}",
             "reinstall bitsandbytes, or set `quantization: none`",
         ) from error
+
+
+@contextmanager
+def without_downloads() -> Iterator[None]:
+    """For imports that may import bitsandbytes on their way, as transformers does where peft is installed."""
+    for name, start in _NOISE.items():
+        logger = logging.getLogger(name)
+        if not any(isinstance(known, _Without) for known in logger.filters):
+            logger.addFilter(_Without(start))
+    with _blocked("kernels"):
+        yield
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from peftctl.errors import RecipeError
+from peftctl.models.quantization import bitsandbytes, without_downloads
 
 Name = Literal["adamw", "sgd", "adafactor", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
 
@@ -25,8 +27,8 @@ def build_optimizer(name: str, groups: list[dict[str, Any]], weight_decay: float
     if name == "sgd":
         return torch.optim.SGD(split, momentum=0.9)
     if name == "adafactor":
-        from transformers.optimization import Adafactor
-
+        with without_downloads():
+            from transformers.optimization import Adafactor
         return Adafactor(split, scale_parameter=False, relative_step=False, warmup_init=False)
     return eight_bit_or_paged(name, split)
 
@@ -35,8 +37,6 @@ def eight_bit_or_paged(name: str, groups: list[dict[str, Any]]) -> Optimizer:
     """bitsandbytes' AdamW with its state in 8 bits, in pages that move to the CPU when a GPU is full, or both."""
     if name.startswith("paged") and not on_cuda(groups):
         raise RecipeError(f"trainer.optimizer: `{name}` needs a CUDA device", "use `adamw`, or `adamw_8bit`")
-    from peftctl.models.quantization import bitsandbytes
-
     optim = bitsandbytes().optim
     classes: dict[str, Callable[..., Optimizer]] = {
         "adamw_8bit": optim.AdamW8bit,
@@ -60,10 +60,16 @@ def on_cuda(groups: list[dict[str, Any]]) -> bool:
 
 
 def build_schedule(name: str, update: Optimizer, warmup: int, steps: int) -> Any:
-    """transformers' schedule `name`: `warmup` steps up from zero, then down over the rest of `steps`."""
-    from transformers import get_scheduler
+    """transformers' schedule `name`: `warmup` steps up to the peak, then down over the rest of `steps`.
 
+    It begins one step in and ends one later, because a step at a rate of zero is a step for nothing.
+    """
+    with without_downloads():
+        from transformers import get_scheduler
     if name == "constant":
         name = "constant_with_warmup"
-    # a first step at a rate of zero would be a step for nothing: the ramp starts one step in
-    return get_scheduler(name, update, num_warmup_steps=warmup, num_training_steps=steps)
+    schedule = get_scheduler(name, update, num_warmup_steps=warmup + 1, num_training_steps=steps + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch expects an optimizer step first
+        schedule.step()
+    return schedule

@@ -41,6 +41,13 @@ class RunFolder:
         return self.recipe.is_file()
 
     @property
+    def empty(self) -> bool:
+        """Whether nothing is here, or a lock that somebody left before the first file."""
+        if not self.path.exists():
+            return True
+        return self.path.is_dir() and all(item.name == "run.lock" for item in self.path.iterdir())
+
+    @property
     def finished(self) -> bool:
         """Whether the run got to its end."""
         return (self.adapter / "adapter_config.json").is_file()

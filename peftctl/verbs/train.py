@@ -135,7 +135,7 @@ def begin(
             "seed": recipe.seed,
             "base": {"name": base.name, **models.fingerprint(base.folder)},
             "data": rows.digests(),
-            "chat_template": provenance.digest(rows.encoder.tokenizer.chat_template or ""),
+            "chat_template": provenance.digest(rows.train.chat_template or ""),
             "versions": provenance.versions(),
             "hardware": provenance.hardware(),
         }
@@ -164,7 +164,7 @@ def write_adapter(folder: Path, *, recipe: Recipe, base: models.Base, rows: Rows
 def refuse_foreign(folder: RunFolder, recipe: Recipe, resume: bool) -> None:
     """Raise RunError when the folder holds something else than this run, or this run without `resume`."""
     if not folder.exists:
-        if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+        if not folder.empty:
             raise RunError(f"{folder.path}: exists and is no run of peftctl", "choose another folder with `--output`")
         return
     changed = recipes.differences(recipes.read_run(folder.path), recipe)

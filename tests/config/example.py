@@ -52,7 +52,7 @@ def pick(value: Any) -> Engine:
     """The engine of the class that `type` names."""
     if isinstance(value, Engine):
         return value
-    if not isinstance(value, dict) or value.get("type") not in ENGINES:
+    if not isinstance(value, dict) or value.get("type") not in [*ENGINES]:
         raise ValueError("`type` must be `diesel` or `sail`")
     return validate(ENGINES[value["type"]], {key: item for key, item in value.items() if key != "type"})
 

@@ -69,8 +69,8 @@ HARMONY = (
 )
 
 
-def byte_level(template: str | None, specials: list[str], **tokens: Any) -> Any:
-    """A byte-level BPE tokenizer with a few merges, as in GPT-2, Llama 3 and Qwen."""
+def byte_level(template: str | None, specials: list[str], trim_offsets: bool = True, **tokens: Any) -> Any:
+    """A byte-level BPE tokenizer with a few merges, as in GPT-2, Llama 3 and Qwen (which reports untrimmed offsets)."""
     from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer(models.BPE())
@@ -81,7 +81,7 @@ def byte_level(template: str | None, specials: list[str], **tokens: Any) -> Any:
         CORPUS,
         trainers.BpeTrainer(vocab_size=450, initial_alphabet=alphabet, special_tokens=specials, show_progress=False),
     )
-    backend.post_processor = processors.ByteLevel(trim_offsets=True)
+    backend.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **tokens)
     tokenizer.chat_template = template
     return tokenizer
@@ -117,7 +117,9 @@ def sentencepiece(template: str | None, **tokens: Any) -> Any:
 CHATML_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MAKERS: dict[str, Callable[[], Any]] = {
     "chatml": lambda: byte_level(CHATML, CHATML_TOKENS, eos_token="<|im_end|>", pad_token="<|im_end|>"),
-    "qwen3": lambda: byte_level(QWEN3, CHATML_TOKENS, eos_token="<|im_end|>", pad_token="<|endoftext|>"),
+    "qwen3": lambda: byte_level(
+        QWEN3, CHATML_TOKENS, trim_offsets=False, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    ),
     "qwen3-thinking": lambda: byte_level(QWEN3_THINKING, CHATML_TOKENS, eos_token="<|im_end|>"),
     "llama2": lambda: sentencepiece(LLAMA2, pad_token="</s>"),
     "llama3": lambda: byte_level(

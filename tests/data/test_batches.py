@@ -19,7 +19,8 @@ LONG = Encoded(array("i", [5, 6, EOS, 7, 8, EOS]), ((1, 3), (4, 6)))
 def test_order_covers_every_row_once(rows: int, batch: int, seed: int, epoch: int) -> None:
     steps = order([1] * rows, batch, seed, epoch)
     assert sorted(row for step in steps for row in step) == list(range(rows))
-    assert all(len(step) == batch for step in steps[:-1]) and all(0 < len(step) <= batch for step in steps)
+    assert all(len(step) == batch for step in steps[:-1])
+    assert all(0 < len(step) <= batch for step in steps)
 
 
 def test_order_is_a_pure_function_of_seed_and_epoch() -> None:
@@ -37,7 +38,8 @@ def test_micro_batches_are_disjoint_and_complete_over_ranks(lengths: list[int], 
     assert sorted(row for batches in ranks for batch in batches for row in batch) == rows
     assert {len(batches) for batches in ranks} == {-(-len(rows) // (micro * world))}
     sizes = [len(batch) for batches in ranks for batch in batches]
-    assert all(size <= micro for size in sizes) and (not sizes or max(sizes) - min(sizes) <= 1)
+    assert all(size <= micro for size in sizes)
+    assert not sizes or max(sizes) - min(sizes) <= 1
 
 
 def test_micro_batches_group_by_length_and_share_equally() -> None:
@@ -71,5 +73,6 @@ def test_lengths_are_rounded_up() -> None:
 
 def test_no_rows_make_a_batch_that_trains_nothing() -> None:
     batch = collate([], pad_id=7, multiple_of=4)
-    assert batch["input_ids"].tolist() == [[7] * 4] and batch["attention_mask"].tolist() == [[1] * 4]
+    assert batch["input_ids"].tolist() == [[7] * 4]
+    assert batch["attention_mask"].tolist() == [[1] * 4]
     assert batch["labels"].tolist() == [[-100] * 4]

@@ -63,7 +63,9 @@ def test_answers_with_their_stop_token_are_trained_and_nothing_else(family: str,
     assert trained(tokenizer, row) == TRAINED[family]
     inside = {i for start, end in row.spans for i in range(start, end)}
     assert row.labels == [id if i in inside else -100 for i, id in enumerate(row.ids)]
-    assert row.trained == len(inside) and not row.truncated and len(row) == len(row.input_ids)
+    assert row.trained == len(inside)
+    assert not row.truncated
+    assert len(row) == len(row.input_ids)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -128,7 +130,10 @@ def test_thinking_is_trained_where_the_template_keeps_it(tokenizer_of: Of) -> No
     assert trained(tokenizer, row) == ["Yes.<|im_end|>", "<think>\nhm\n</think>\n\nYes.<|im_end|>"]
 
 
-def test_a_special_token_that_swallows_space_stays_in_the_header(make_tokenizer: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("trim", [True, False])
+def test_a_special_token_that_swallows_space_stays_in_the_header(
+    trim: bool, make_tokenizer: Callable[..., Any]
+) -> None:
     from tokenizers import AddedToken
 
     template = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}"
@@ -136,9 +141,24 @@ def test_a_special_token_that_swallows_space_stays_in_the_header(make_tokenizer:
     tokens = [
         AddedToken(f"<|{name}|>", rstrip=True, lstrip=True, special=True) for name in ("user", "assistant", "end")
     ]
-    tokenizer = make_tokenizer(template, tokens, eos_token="<|end|>")
+    tokenizer = make_tokenizer(template, tokens, trim_offsets=trim, eos_token="<|end|>")
     row = encode(tokenizer, Chat("rows.jsonl:1", [USER, {"role": "assistant", "content": "\n It is. "}]))
     assert trained(tokenizer, row) == ["It is.<|end|>"]
+
+
+@pytest.mark.parametrize("trim", [True, False])
+def test_a_token_across_the_end_of_the_header_is_the_headers(trim: bool, make_tokenizer: Callable[..., Any]) -> None:
+    tokens = ["<|im_start|>", "<|im_end|>"]
+    tokenizer = make_tokenizer(HEADED + PROMPT, tokens, trim_offsets=trim, eos_token="<|im_end|>")
+    row = encode(tokenizer, Chat("rows.jsonl:1", [WHY, {"role": "assistant", "content": "\n\nYes."}]))
+    assert tokenizer.decode(row.input_ids[: row.spans[0][0]]).endswith("assistant\n\n")
+    assert trained(tokenizer, row) == ["\nYes.<|im_end|>"]
+
+
+def test_an_answer_that_begins_as_the_generation_prompt_goes_on(tokenizer_of: Of) -> None:
+    tokenizer = tokenizer_of("qwen3-thinking")
+    row = encode(tokenizer, Chat("rows.jsonl:1", [WHY, {"role": "assistant", "content": "<tea>"}, WHY, BECAUSE]))
+    assert trained(tokenizer, row)[0] == "<tea><|im_end|>"
 
 
 def test_two_answers_in_a_row(tokenizer_of: Of) -> None:
@@ -191,6 +211,19 @@ HEADED = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['conte
             HEADED.replace("+ '<|im_end|>", "+ ('<|im_end|>' if m.role == 'user' else '') + '") + PROMPT,
             "the stop token is",
         ),
+        # Nothing marks where turns end but the end of the whole.
+        (
+            "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+            "{{ 'assistant:' if add_generation_prompt else eos_token }}",
+            "the stop token is never trained",
+        ),
+        # What follows the first answer is the beginning of the next question.
+        (
+            "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + m.content + ' [/INST]' }}{% else %}"
+            "{{ ' ' + m.content }}{{ eos_token if loop.last else '' }}{% endif %}{% endfor %}",
+            "the stop token is never trained",
+        ),
+        (HEADED.replace("+ m['content']", "+ m['content'] | length | string + m['content']") + PROMPT, "is in doubt"),
         (HEADED.replace("<|im_end|>", "<|end|>") + PROMPT, "the stop token is never trained; no special token ends"),
         (HEADED, "writes other text before this answer than when it asks for one"),
         (HEADED.replace("'<|im_start|>' + m['role']", "m['role'] + ':'"), "writes other text before this answer"),
@@ -210,13 +243,14 @@ def test_a_template_that_leaves_the_answer_in_doubt_is_refused(
     template: str, what: str, make_tokenizer: Callable[..., Any]
 ) -> None:
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    tokenizer = make_tokenizer(template, tokens, eos_token="<|im_end|>")
+    tokenizer = make_tokenizer(template, tokens, bos_token="<|endoftext|>", eos_token="<|im_end|>")
     if not what:  # a mark comes through unchanged where letters do not: there is no doubt about the place
         assert trained(tokenizer, encode(tokenizer, CHAT))[1] == "😀 BECAUSE.<|im_end|>"
         return
     with pytest.raises(DataError) as caught:
         encoder(tokenizer).encode(CHAT)
-    assert what in str(caught.value) and str(caught.value).startswith("rows.jsonl:1: ")
+    assert what in str(caught.value)
+    assert str(caught.value).startswith("rows.jsonl:1: ")
     assert "choose another `dataset.chat_template`" in str(caught.value)
 
 
@@ -283,7 +317,8 @@ def test_plain_text_is_trained_but_for_its_first_token(tokenizer_of: Of) -> None
         tokenizer = tokenizer_of(family)
         row = encode(tokenizer, Text("rows.jsonl:1", "The lazy dog."))
         assert row.input_ids == tokenizer("The lazy dog.")["input_ids"] + [tokenizer.eos_token_id]
-        assert row.spans == ((1, len(row)),) and row.labels == [-100, *row.ids[1:]]
+        assert row.spans == ((1, len(row)),)
+        assert row.labels == [-100, *row.ids[1:]]
 
 
 def test_the_end_token_comes_once(tokenizer_of: Of) -> None:
@@ -299,13 +334,17 @@ def test_long_rows(row: Parsed, tokenizer_of: Of) -> None:
     whole = encode(tokenizer, row)
     length = len(whole) - 3
     cut = encoder(tokenizer, length).encode(row)
-    assert cut is not None and cut.truncated and cut.input_ids == whole.input_ids[:length]
+    assert cut is not None
+    assert cut.truncated
+    assert cut.input_ids == whole.input_ids[:length]
     assert cut.labels == whole.labels[:length]
     assert encoder(tokenizer, length, "drop").encode(row) is None
     with pytest.raises(DataError, match=rf"^rows.jsonl:1: {len(whole)} tokens, more than `max_length` {length}"):
         encoder(tokenizer, length, "error").encode(row)
     fits = encoder(tokenizer, len(whole), "error").encode(row)
-    assert fits is not None and not fits.truncated and fits.ids == whole.ids
+    assert fits is not None
+    assert not fits.truncated
+    assert fits.ids == whole.ids
 
 
 def test_a_row_that_trains_nothing_is_an_error(tokenizer_of: Of) -> None:
@@ -314,8 +353,9 @@ def test_a_row_that_trains_nothing_is_an_error(tokenizer_of: Of) -> None:
     with pytest.raises(DataError, match=rf"^rows.jsonl:1: nothing to train is left in the first {start} tokens; raise"):
         encoder(tokenizer, start).encode(CHAT)
     one = encoder(tokenizer, start + 1).encode(CHAT)
-    assert one is not None and one.trained == 1
-    with pytest.raises(DataError, match="rows.jsonl:1: trains nothing"):
+    assert one is not None
+    assert one.trained == 1
+    with pytest.raises(DataError, match=r"rows.jsonl:1: trains nothing"):
         encode(tokenizer, Text("rows.jsonl:1", "<|im_end|>"))
 
 
@@ -327,5 +367,5 @@ def test_tokenizers_that_cannot_do_it(tokenizer_of: Of, make_tokenizer: Callable
     endless = make_tokenizer("{{ 'x' }}", ["<s>"], bos_token="<s>")
     with pytest.raises(DataError, match="has no end token"):
         Encoder(endless, None, 9, "truncate")
-    with pytest.raises(DataError, match="rows.jsonl:1: the tokenizer has no end token"):
+    with pytest.raises(DataError, match=r"rows.jsonl:1: the tokenizer has no end token"):
         encode(endless, Text("rows.jsonl:1", "a"))

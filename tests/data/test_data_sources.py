@@ -67,7 +67,8 @@ def test_a_source_that_is_not_there(tmp_path: Path, write: Callable[..., Path], 
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError) as caught:
         places(path, tmp_path)
-    assert what in str(caught.value) and caught.value.problems[0].text.startswith(path.replace("[o]", "o"))
+    assert what in str(caught.value)
+    assert caught.value.problems[0].text.startswith(path.replace("[o]", "o"))
 
 
 @pytest.fixture

@@ -102,7 +102,8 @@ def test_parsed_rows() -> None:
 def test_what_is_wrong_with_a_row(format: Any, value: dict[str, Any], what: str) -> None:
     with pytest.raises(DataError) as caught:
         check(row(**value), format)
-    assert what in str(caught.value) and caught.value.problems[0].text.startswith("rows.jsonl:7: ")
+    assert what in str(caught.value)
+    assert caught.value.problems[0].text.startswith("rows.jsonl:7: ")
 
 
 def test_all_that_is_wrong_with_a_row_is_told_at_once() -> None:
@@ -124,4 +125,5 @@ def test_all_that_is_wrong_with_a_row_is_told_at_once() -> None:
 def test_nothing_we_know(value: dict[str, Any], hint: str) -> None:
     with pytest.raises(DataError) as caught:
         guess(row(**value))
-    assert "rows.jsonl:7: expected `messages`, or" in str(caught.value) and hint in str(caught.value)
+    assert "rows.jsonl:7: expected `messages`, or" in str(caught.value)
+    assert hint in str(caught.value)

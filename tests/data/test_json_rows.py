@@ -52,13 +52,16 @@ def test_a_malformed_line_has_its_place_and_its_neighbours_are_read(tmp_path: Pa
     path = tmp_path / "rows.jsonl"
     path.write_bytes(GOOD + b"\n" + bad + b"\n" + GOOD)
     first, problem, last = read(path)
-    assert isinstance(problem, Problem) and problem.text.startswith("data/rows.jsonl:3:") and what in problem.text
-    assert first == Row("data/rows.jsonl:1", {"text": "a"}) and last == Row("data/rows.jsonl:4", {"text": "a"})
+    assert isinstance(problem, Problem)
+    assert problem.text.startswith("data/rows.jsonl:3:")
+    assert what in problem.text
+    assert first == Row("data/rows.jsonl:1", {"text": "a"})
+    assert last == Row("data/rows.jsonl:4", {"text": "a"})
 
 
 @pytest.mark.parametrize("kind", sorted(set(MALFORMED) - {"comment", "two objects", "long"}))
 def test_a_malformed_element_of_a_list_has_its_line(tmp_path: Path, kind: str) -> None:
-    bad, what = MALFORMED[kind]
+    bad, _ = MALFORMED[kind]
     path = tmp_path / "rows.json"
     path.write_bytes(b'[{"text": "a"},\n\n' + bad + b"\n]")
     try:
@@ -73,7 +76,8 @@ def test_the_column_is_the_one_an_editor_shows(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'  {"text": x}\n')
     (problem,) = read(path)
-    assert isinstance(problem, Problem) and problem.text.startswith("data/rows.jsonl:1:12: not JSON: expecting value")
+    assert isinstance(problem, Problem)
+    assert problem.text.startswith("data/rows.jsonl:1:12: not JSON: expecting value")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])

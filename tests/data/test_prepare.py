@@ -39,11 +39,13 @@ def test_rows_come_in_order_with_an_account(tmp_path: Path, write: Write, tokeni
     assert [row.input_ids for row in prepared.rows] == own
     counts = prepared.counts
     assert (counts.read, counts.kept, counts.truncated, counts.dropped, counts.skipped) == (3, 3, 0, 0, 0)
-    assert prepared.lengths == list(map(len, own)) and prepared.longest == len(own[1])
+    assert prepared.lengths == list(map(len, own))
+    assert prepared.longest == len(own[1])
     assert prepared.tokens == sum(map(len, own))
     labels = [label for row in prepared.rows for label in row.labels]
     assert prepared.trained_tokens == len(labels) - labels.count(-100)
-    assert prepared.formats == ("messages",) and prepared.chat_template == tokenizer.chat_template
+    assert prepared.formats == ("messages",)
+    assert prepared.chat_template == tokenizer.chat_template
     assert prepared.stop_ids == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
     assert said == ["rows.jsonl: rows are `messages`, guessed from the first"]
 
@@ -60,7 +62,8 @@ def test_several_sources(tmp_path: Path, write: Write, tokenizer_of: Of) -> None
     write(chat(), name="a.jsonl")
     write({"text": "one"}, {"text": "two"}, name="b.jsonl")
     prepared, said = run(tmp_path, tokenizer_of("chatml"), ["a.jsonl", "b.jsonl"])
-    assert prepared.formats == ("messages", "text") and prepared.counts.kept == 3
+    assert prepared.formats == ("messages", "text")
+    assert prepared.counts.kept == 3
     assert [line.split(":")[0] for line in said] == ["a.jsonl", "b.jsonl"]
 
 
@@ -71,7 +74,8 @@ def test_plain_text_needs_no_template(tmp_path: Path, write: Write, make_tokeniz
     write(chat())
     assert failed(tmp_path, tokenizer) == ["dataset.chat_template: this tokenizer has no chat template of its own"]
     prepared, said = run(tmp_path, tokenizer, chat_template="chatml")
-    assert "`chatml` ends turns with `</s>` instead" in said[1] and "<|im_start|>" in (prepared.chat_template or "")
+    assert "`chatml` ends turns with `</s>` instead" in said[1]
+    assert "<|im_start|>" in (prepared.chat_template or "")
 
 
 def test_all_bad_rows_are_told_before_anything_is_encoded(tmp_path: Path, write: Write, tokenizer_of: Of) -> None:
@@ -89,10 +93,12 @@ def test_all_bad_rows_are_told_before_anything_is_encoded(tmp_path: Path, write:
 def test_many_mistakes_are_counted_not_listed(tmp_path: Path, write: Write, tokenizer_of: Of) -> None:
     write(chat(), *[{"messages": []}] * 27)
     texts = failed(tmp_path, tokenizer_of("chatml"))
-    assert len(texts) == SHOWN + 1 and texts[-1] == "... and 7 more"
+    assert len(texts) == SHOWN + 1
+    assert texts[-1] == "... and 7 more"
     write(*[{"nothing": 1}] * 27)
     texts = failed(tmp_path, tokenizer_of("chatml"))
-    assert texts[0].startswith("rows.jsonl:1: expected `messages`, or") and texts[-1] == "... and 7 more"
+    assert texts[0].startswith("rows.jsonl:1: expected `messages`, or")
+    assert texts[-1] == "... and 7 more"
 
 
 def test_mistakes_that_show_while_encoding(tmp_path: Path, write: Write, tokenizer_of: Of) -> None:
@@ -104,7 +110,8 @@ def test_mistakes_that_show_while_encoding(tmp_path: Path, write: Write, tokeniz
     write(*[chat()] * 50)
     texts = failed(tmp_path, tokenizer, max_length=3)
     assert texts[0] == "rows.jsonl:1: nothing to train is left in the first 3 tokens"
-    assert len(texts) == SHOWN + 1 and texts[-1] == "... stopped after 20 rows"
+    assert len(texts) == SHOWN + 1
+    assert texts[-1] == "... stopped after 20 rows"
 
 
 def test_skipped_rows_are_counted_and_told(tmp_path: Path, write: Write, tokenizer_of: Of) -> None:
@@ -117,9 +124,8 @@ def test_skipped_rows_are_counted_and_told(tmp_path: Path, write: Write, tokeniz
         "skipped: rows.jsonl:100: `messages` is null",
     ]
     texts = failed(tmp_path, tokenizer_of("chatml"), on_bad_row="skip", max_skipped=0.019)
-    assert (
-        texts[-1].endswith("more than `dataset.max_skipped` 0.019") and "rows.jsonl:99: messages: no messages" in texts
-    )
+    assert texts[-1].endswith("more than `dataset.max_skipped` 0.019")
+    assert "rows.jsonl:99: messages: no messages" in texts
 
 
 def test_long_rows_are_counted(tmp_path: Path, write: Write, tokenizer_of: Of) -> None:
@@ -127,7 +133,8 @@ def test_long_rows_are_counted(tmp_path: Path, write: Write, tokenizer_of: Of) -
     write(*[chat()] * 9, chat("long " * 20))
     length = run(tmp_path, tokenizer)[0].lengths[0]
     cut, said = run(tmp_path, tokenizer, max_length=length)
-    assert (cut.counts.read, cut.counts.kept, cut.counts.truncated) == (10, 10, 1) and cut.longest == length
+    assert (cut.counts.read, cut.counts.kept, cut.counts.truncated) == (10, 10, 1)
+    assert cut.longest == length
     assert said[1:] == [f"1 of 10 rows cut to `max_length` {length} tokens"]
     dropped, said = run(tmp_path, tokenizer, max_length=length, on_long="drop", max_skipped=0.1)
     assert (dropped.counts.read, dropped.counts.kept, dropped.counts.dropped) == (10, 9, 1)
@@ -169,7 +176,8 @@ def test_the_digest_tells_other_data(tmp_path: Path, write: Write, tokenizer_of:
     tokenizer = tokenizer_of("chatml")
     write(chat("a"))
     first = run(tmp_path, tokenizer)[0].digest
-    assert run(tmp_path, tokenizer, max_length=99)[0].digest == first and len(first) == 64
+    assert run(tmp_path, tokenizer, max_length=99)[0].digest == first
+    assert len(first) == 64
     write(chat("b"))
     assert run(tmp_path, tokenizer)[0].digest != first
 
@@ -181,7 +189,11 @@ def test_held_out_rows_are_a_pure_function_of_the_seed(tmp_path: Path, write: Wr
     assert (len(train.rows), len(held.rows)) == (36, 4)
     ids = [row.input_ids for row in prepared.rows]
     both = [row.input_ids for row in (*train.rows, *held.rows)]
-    assert sorted(both) == sorted(ids) and len(set(map(tuple, both))) == 40
+    assert sorted(both) == sorted(ids)
+    assert len(set(map(tuple, both))) == 40
+    for part in (train, held):  # both keep the order of the file
+        at = [ids.index(row.input_ids) for row in part.rows]
+        assert at == sorted(at)
     assert (train.counts.read, train.counts.skipped, held.counts.read, held.counts.kept) == (37, 1, 4, 4)
     again = hold_out(prepared, 0.1, seed=3)
     assert [row.input_ids for row in again[1].rows] == [row.input_ids for row in held.rows]

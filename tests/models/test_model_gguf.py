@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
+import shutil
 import struct
 import threading
 import time
@@ -26,6 +28,10 @@ MakeGguf = Callable[..., Path]
 
 def recipe(path: Path, **fields: object) -> Model:
     return Model(**{"name_or_path": str(path), "dtype": "float32", "device": "cpu"} | fields)  # type: ignore[arg-type]
+
+
+def left_behind() -> list[Path]:
+    return [entry for entry in (cache_home() / "gguf").iterdir() if entry.suffix != ".lock"]
 
 
 # conversion
@@ -58,7 +64,7 @@ def test_folder_is_plain_transformers(make_gguf: MakeGguf) -> None:
     assert not {"quantization_config", "_model_name_or_path"} & set(config)
     generation = json.loads((folder / "generation_config.json").read_text())
     assert (generation["eos_token_id"], generation["pad_token_id"]) == (2, 3)
-    assert [path.name for path in folder.parent.iterdir() if path.suffix != ".lock"] == [folder.name]
+    assert left_behind() == [folder]
 
 
 @pytest.mark.parametrize("add_bos", [False, True])
@@ -86,6 +92,13 @@ def test_quantises(make_gguf: MakeGguf) -> None:
     assert type(model.model.layers[0].self_attn.q_proj).__name__ == "Linear4bit"
 
 
+def test_what_lies_beside_the_file_has_no_say(make_gguf: MakeGguf) -> None:
+    path = make_gguf()
+    for name in ("adapter_config.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
+        (path.parent / name).write_text('{"eos_token": "zzz", "base_model_name_or_path": "nobody/nothing"}')
+    assert load(recipe(path)).tokenizer.eos_token == "<eos>"
+
+
 def test_the_same_content_is_converted_once(make_gguf: MakeGguf) -> None:
     first, second, other = make_gguf("a.gguf"), make_gguf("b.gguf"), make_gguf("c.gguf", tied=True)
     assert convert(first) == convert(second) != convert(other)
@@ -111,7 +124,7 @@ def test_nothing_is_left_of_a_failure(make_gguf: MakeGguf) -> None:
     path = make_gguf(architecture="hyena")
     with pytest.raises(ModelError, match=r"tiny.gguf: cannot be converted: "):
         convert(path)
-    assert [entry for entry in (cache_home() / "gguf").iterdir() if entry.suffix != ".lock"] == []
+    assert left_behind() == []
 
 
 def test_a_cache_that_cannot_be_written(make_gguf: MakeGguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +133,28 @@ def test_a_cache_that_cannot_be_written(make_gguf: MakeGguf, tmp_path: Path, mon
     with pytest.raises(StorageError, match=r"file.*not a directory") as caught:
         convert(make_gguf())
     assert "PEFTCTL_HOME" in (caught.value.problems[0].hint or "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of a file")
+def test_a_full_disk(make_gguf: MakeGguf) -> None:
+    import resource
+
+    path = make_gguf()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"cannot be written: .*File too large"):
+            convert(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert left_behind() == []
+    stale = cache_home() / "gguf" / f".{convert(path).name}-killed"
+    shutil.rmtree(convert(path))
+    stale.mkdir()
+    assert left_behind() == [stale]
+    folder = convert(path)
+    assert left_behind() == [folder]
+    assert folder.stat().st_mode == folder.parent.stat().st_mode  # as the umask has it, not for one user only
 
 
 def test_cache_home(monkeypatch: pytest.MonkeyPatch) -> None:

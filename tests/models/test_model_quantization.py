@@ -133,10 +133,8 @@ assert "kernels" not in sys.modules
 """
 
 
-@pytest.mark.parametrize("installed", [False, True])
-def test_import_neither_warns_nor_fetches(installed: bool, tmp_path: Path) -> None:
-    if installed:
-        (tmp_path / "kernels.py").write_text(KERNELS)
+def test_import_neither_warns_nor_fetches(tmp_path: Path) -> None:
+    (tmp_path / "kernels.py").write_text(KERNELS)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{IMPORT}"],
         capture_output=True,

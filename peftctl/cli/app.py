@@ -1,0 +1,299 @@
+"""The commands: each reads its words, calls its verb and hands over what came out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+import peftctl
+from peftctl.cli import console
+from peftctl.cli.commands import Command, CommandLineError, Group
+from peftctl.errors import PeftctlError, Problem
+
+SETTINGS = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    cls=Group, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=SETTINGS
+)
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled recipe.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE ...", help="Changes to the recipe, as in `trainer.steps=50`."),
+]
+Target = Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder to write; it must not exist yet.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result, and errors too, as JSON.")]
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the command that `words` say and return its exit code. Raises PeftctlError."""
+    command: Any = typer.main.get_command(app)
+    try:
+        with command.make_context("peftctl", list(words)) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    return 0
+
+
+def hand_over(result: dict[str, Any], as_json: bool) -> None:
+    """The result of a verb: its path, or all of it. Of several processes of one run only the first speaks."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if as_json:
+        console.out_json(result)
+    else:
+        console.out(result["path"])
+
+
+@app.callback(
+    invoke_without_command=True,
+    epilog="""
+    peftctl recipes
+    peftctl train smollm2-lora
+    peftctl eval runs/smollm2-lora
+    """,
+)
+def peftctl_(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Fine-tune a language model from one recipe: train, evaluate, merge, export."""
+    if version:
+        console.out(f"peftctl {peftctl.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        console.page(context.get_help())
+        raise typer.Exit(CommandLineError.exit_code)
+
+
+@app.command(
+    cls=Command,
+    epilog="""
+    peftctl train llama7b-qlora
+    peftctl train my.yaml trainer.steps=50 method.r=4 --output runs/try
+    """,
+)
+def train(
+    recipe: Recipe,
+    changes: Changes = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Run folder, instead of the recipe's.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint that is whole.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would happen, and write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train an adapter. Prints its run folder."""
+    from peftctl.cli.live import listening
+    from peftctl.recipe import read
+    from peftctl.verbs.train import train as verb
+
+    with listening() as listen:
+        wanted = read(recipe, changes or [])
+        result = verb(wanted, output=output, resume=resume, dry_run=dry_run, listen=listen)
+    if as_json or not dry_run:
+        hand_over(result, as_json)
+
+
+@app.command(
+    "eval",
+    cls=Command,
+    epilog="""
+    peftctl eval runs/llama7b-qlora
+    peftctl eval my.yaml --adapter runs/try/adapter
+    """,
+)
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run folder.")],
+    changes: Changes = None,
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", metavar="DIR", help="Adapter to measure, instead of the run's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure base and adapter side by side. Prints the file with the figures."""
+    from peftctl.cli.live import listening
+    from peftctl.verbs.evaluate import evaluate as verb
+
+    with listening() as listen:
+        result = verb(target, overrides=changes or [], adapter=adapter, listen=listen)
+    hand_over(result, as_json)
+
+
+@app.command(cls=Command, epilog="peftctl merge runs/llama7b-qlora --output llama7b-merged")
+def merge(
+    target: Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run folder, or an adapter.")],
+    output: Target,
+    into: Annotated[
+        Literal["base", "dequantised"] | None,
+        typer.Option(metavar="base|dequantised", help="Weights to merge into: the base's own, or the quantised ones."),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Base model, when the adapter does not name the right one.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the adapter into the weights of its base, and prove it. Prints the folder of the merged model."""
+    from peftctl.cli.live import listening
+    from peftctl.verbs.merge import merge as verb
+
+    with listening() as listen:
+        result = verb(target, output, into=into, base=base, listen=listen)
+    hand_over(result, as_json)
+
+
+@app.command(cls=Command, epilog="peftctl export runs/llama7b-qlora --format peft --output llama7b-adapter")
+def export(
+    target: Run,
+    format: Annotated[
+        Literal["peft", "safetensors"],
+        typer.Option(metavar="peft|safetensors", help="An adapter folder, or a whole model for plain transformers."),
+    ],
+    output: Target,
+    as_json: Json = False,
+) -> None:
+    """Write what other programs load: an adapter, or a merged model. Prints its folder."""
+    from peftctl.cli.live import listening
+    from peftctl.verbs.export import export as verb
+
+    with listening() as listen:
+        result = verb(target, output, format=format, listen=listen)
+    hand_over(result, as_json)
+
+
+@app.command(
+    cls=Command,
+    epilog="""
+    peftctl generate runs/llama7b-qlora "What is a llama?"
+    peftctl generate runs/llama7b-qlora "What is a llama?" --sample --seed 1
+    """,
+)
+def generate(
+    target: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or an adapter.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to answer, or to go on from.")],
+    base: Annotated[bool, typer.Option("--base", help="Ask the base model, without the adapter.")] = False,
+    sample: Annotated[bool, typer.Option("--sample", help="Draw tokens, instead of the most probable ones.")] = False,
+    temperature: Annotated[float, typer.Option(metavar="T", min=0.01, help="With --sample: lower is bolder.")] = 0.7,
+    top_p: Annotated[
+        float, typer.Option(metavar="P", min=0.01, max=1, help="With --sample: share of probability to draw from.")
+    ] = 0.9,
+    beams: Annotated[int, typer.Option(metavar="N", min=1, help="Answers to search side by side.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer, in tokens.")] = 128,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="With --sample: seed of the draw.")] = 0,
+) -> None:
+    """Print what the tuned model says."""
+    from peftctl.cli.live import listening
+    from peftctl.verbs.generate import generate as verb
+
+    with listening() as listen:
+        said = verb(
+            target,
+            text,
+            base=base,
+            sample=sample,
+            temperature=temperature,
+            top_p=top_p,
+            beams=beams,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            listen=listen,
+        )
+    console.out(said)
+
+
+@app.command(cls=Command, epilog="peftctl validate recipes/*.yaml")
+def validate(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE ...", help="Recipe files, or names of bundled ones.")],
+    as_json: Json = False,
+) -> None:
+    """Check recipes without running them. Every mistake is told with its place."""
+    from peftctl.recipe import read
+
+    found: dict[str, Sequence[Problem]] = {}
+    for name in recipes:
+        try:
+            read(name, [])
+            found[name] = ()
+        except PeftctlError as error:
+            found[name] = error.problems
+            console.complain(error.problems)
+        if not as_json and not found[name]:
+            console.out(f"{name}: ok")
+    mistakes = [each._asdict() for problems in found.values() for each in problems]
+    if as_json:
+        checked = [{"recipe": name, "ok": not problems} for name, problems in found.items()]
+        console.out_json({"recipes": checked, **({"error": mistakes} if mistakes else {})})
+    raise typer.Exit(PeftctlError.exit_code if mistakes else 0)
+
+
+@app.command(cls=Command, epilog="peftctl schema > recipe.schema.json")
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from peftctl.recipe import schema as whole
+
+    console.out_json(whole())
+
+
+@app.command(cls=Command, epilog="peftctl methods lora")
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One method, with all its fields.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the methods, or explain one. Its page has the equation, the paper and the fields."""
+    from peftctl.cli.pages import listing, method_page
+    from peftctl.verbs.methods import describe
+
+    found = describe(name)
+    if as_json:
+        console.out_json(found)
+    elif name is None:
+        console.out(listing([(method["name"], method["title"]) for method in found], console.columns()))
+    else:
+        console.out(method_page(found, console.columns()))
+
+
+recipes = typer.Typer(cls=Group, rich_markup_mode=None)
+app.add_typer(recipes, name="recipes")
+
+
+@recipes.callback(invoke_without_command=True)
+def recipes_(context: typer.Context) -> None:
+    """List the bundled recipes, show one, or copy one to start from."""
+    from peftctl import bundled
+    from peftctl.cli.pages import listing
+
+    if context.invoked_subcommand is None:
+        console.out(listing(bundled.describe(), console.columns()))
+
+
+Bundled = Annotated[str, typer.Argument(metavar="NAME", help="A bundled recipe; `peftctl recipes` lists them.")]
+
+
+@recipes.command("show", cls=Command)
+def show_recipe(name: Bundled) -> None:
+    """Print a bundled recipe."""
+    from peftctl import bundled
+
+    console.out(bundled.text(name).rstrip("\n"))
+
+
+@recipes.command("copy", cls=Command, epilog="peftctl recipes copy llama7b-qlora --to my.yaml")
+def copy_recipe(
+    name: Bundled,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FILE", help="File to write; by default the recipe's name, here.")
+    ] = None,
+) -> None:
+    """Copy a bundled recipe, with its data, to start your own. Prints the file."""
+    from peftctl import bundled
+    from peftctl.training.filesystem import guarded
+
+    target = to or Path(bundled.path(name).name)
+    with guarded(target):
+        bundled.copy(name, target)
+    console.out(str(target))
