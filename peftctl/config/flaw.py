@@ -124,7 +124,8 @@ def _line(error: Mapping[str, Any], data: Any) -> Line:
     tags: list[int] = []
     here = data
     for index, part in enumerate(outer):
-        if (isinstance(here, dict) and part in here) or (isinstance(here, list) and part in range(len(here))):
+        in_list = isinstance(here, list) and isinstance(part, int) and part < len(here)
+        if in_list or (isinstance(here, dict) and part in here):
             here = here[part]
             path.append(part)
         elif error["type"] == "missing" and index == len(outer) - 1:

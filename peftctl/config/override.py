@@ -1,4 +1,4 @@
-"""`trainer.steps=50`: one value of a recipe set from outside."""
+"""`block.key=value`: one value of a recipe set from outside."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 from peftctl.config.loader import DEEPEST, TOO_DEEP, Loaded, load
 from peftctl.config.place import Keys, Mistake, Origin, Place, Spot
-from peftctl.config.quote import dotted, got, quoted
+from peftctl.config.quote import dotted, got, quoted, shown
+from peftctl.config.scalar import forbidden
 
 
 def apply(override: str, origin: Origin, data: dict[str, Any], spots: dict[Keys, Spot]) -> list[Mistake]:
@@ -14,8 +15,10 @@ def apply(override: str, origin: Origin, data: dict[str, Any], spots: dict[Keys,
     place = origin.whole()
     dotted_key, equals, text = override.partition("=")
     words = [word.strip() for word in dotted_key.split(".")]
-    if not equals or not all(words):
-        return [Mistake(place, "expected `key=value`", "such as `trainer.steps=50`")]
+    if not equals:
+        return [Mistake(place, "expected `key=value`", f"write `{shown(override)}=VALUE`")]
+    if not all(words) or forbidden(dotted_key) is not None:
+        return [Mistake(place, "expected names with dots between them before the `=`")]
     loaded = load(text, origin)
     if loaded.mistakes:
         return loaded.mistakes

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from peftctl.config.near import did_you_mean
 from peftctl.data.formats import Message
@@ -122,7 +122,7 @@ def _parse(text: str) -> None:
     class Generation(jinja2.ext.Extension):
         """transformers' `{% generation %}` block, as far as parsing goes."""
 
-        tags: ClassVar[set[str]] = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 (jinja declares it so)
 
         def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
             next(parser.stream)

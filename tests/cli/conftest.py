@@ -11,7 +11,7 @@ from peftctl.cli import main
 
 
 class Verb:
-    """Stands for a verb: notes how it was called, tells `events`, then returns or raises `result`."""
+    """Stands for a verb: notes how it was called, tells `events`, then returns, raises or asks `result`."""
 
     def __init__(self, result: Any) -> None:
         self.result, self.events, self.calls = result, [], []
@@ -22,7 +22,7 @@ class Verb:
             listen(event)
         if isinstance(self.result, BaseException):
             raise self.result
-        return self.result
+        return self.result(*arguments) if callable(self.result) else self.result
 
 
 @pytest.fixture

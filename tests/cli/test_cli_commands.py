@@ -77,14 +77,14 @@ def test_generate_takes_any_text(peftctl, verbs):
     assert verbs.generate.calls[0][0] == ("runs/x", "--json")
 
 
-def test_validate_tells_every_mistake_of_every_file(peftctl, verbs, monkeypatch):
+def test_validate_tells_every_mistake_of_every_file(peftctl, verbs):
     mistakes = [Problem("b.yaml:1:1: seed: no", "yes"), Problem("b.yaml:2:1: model: no")]
 
     def read(name, changes):
         if name == "b.yaml":
             raise RecipeError.of(mistakes)
 
-    monkeypatch.setattr("peftctl.recipe.read", read)
+    verbs.read.result = read
     session = peftctl("validate", "a.yaml", "b.yaml", "c.yaml")
     assert session.code == 1
     assert session.out == "a.yaml: ok\nc.yaml: ok\n"

@@ -80,10 +80,10 @@ def test_all_that_is_wrong_at_once() -> None:
     assert problems(
         "trainer.steps", "name.x=1", "x..y=1", "=1", "sources.2.x=1", "sources.a=1", "name=[", "name=1"
     ) == [
-        Problem("override `trainer.steps`: expected `key=value`", "such as `trainer.steps=50`"),
+        Problem("override `trainer.steps`: expected `key=value`", "write `trainer.steps=VALUE`"),
         Problem("override `name.x=1`: `name` is `a`, which has no key `x`", None),
-        Problem("override `x..y=1`: expected `key=value`", "such as `trainer.steps=50`"),
-        Problem("override `=1`: expected `key=value`", "such as `trainer.steps=50`"),
+        Problem("override `x..y=1`: expected names with dots between them before the `=`", None),
+        Problem("override `=1`: expected names with dots between them before the `=`", None),
         Problem("override `sources.2.x=1`: `sources` has no item `2`", "its items are numbered 0 to 1"),
         Problem("override `sources.a=1`: `sources` has no item `a`", "its items are numbered 0 to 1"),
         Problem(
@@ -102,6 +102,7 @@ def test_all_that_is_wrong_at_once() -> None:
         ("name=@x", "override `name=@x`: not YAML: found character '@'"),
         ("name=" + "[" * 17, "override `name=[[[[[[[[[[[[[[[[[`: nested deeper than 16 levels"),
         ("a=\udcff", "override `a=\\udcff`: the character U+DCFF is not allowed"),
+        ("a\udcff=1", "override `a\\udcff=1`: expected names with dots between them before the `=`"),
         ("a=\x1b[2J", "override `a=\\x1b[2J`: the character U+001B is not allowed"),
         ("name.x.y=1", "override `name.x.y=1`: `name` is `a`, which has no key `x`"),
         ("sources.1.x=1", "override `sources.1.x=1`: `sources.1` is `y`, which has no key `x`"),

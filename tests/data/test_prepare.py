@@ -214,3 +214,15 @@ def test_the_shipped_tweets(smollm2: Any) -> None:
     assert prepared.counts.kept == 400
     answers = {smollm2.decode(row.ids[start:end]) for row in prepared.rows for start, end in row.spans}
     assert answers == {"positive<|im_end|>", "negative<|im_end|>"}
+
+
+def test_kept_texts_stay_beside_their_ids(tmp_path: Path, write: Write, tokenizer_of: Of) -> None:
+    tokenizer = tokenizer_of("chatml")
+    write(*[chat(f"answer {i}") for i in range(9)], {"messages": []}, chat("long " * 40), chat("last"))
+    dataset = Dataset(train="rows.jsonl", max_length=40, on_long="drop", on_bad_row="skip", max_skipped=0.5)
+    prepared = prepare("rows.jsonl", dataset, tokenizer, tmp_path, keep_parsed=True)
+    for part in (prepared, *hold_out(prepared, 0.3, seed=1)):
+        own = [tokenizer.apply_chat_template(row.messages)["input_ids"] for row in part.parsed]
+        assert own == [row.input_ids for row in part.rows]
+    assert len(prepared.rows) == 10
+    assert prepare("rows.jsonl", dataset, tokenizer, tmp_path).parsed == []
