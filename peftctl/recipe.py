@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import PlainValidator, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import PlainValidator, ValidationError, WithJsonSchema
 
 from peftctl import bundled
 from peftctl.config import document as documents
 from peftctl.config.block import Block, Natural
-from peftctl.config.check import check
+from peftctl.config.check import check, validate
 from peftctl.config.document import Document
 from peftctl.config.write import dump as plain
 from peftctl.config.write import to_yaml
@@ -36,14 +36,14 @@ def read_method(value: Any) -> Method:
     if not isinstance(value, Mapping):
         raise ValueError("expected a mapping with `type` and the fields of that method")
     kind = value.get("type")
-    if kind not in METHODS:
+    if not isinstance(kind, str) or kind not in METHODS:
         names = " or ".join(f"'{name}'" for name in sorted({*METHODS, *PRESETS}))
         error: dict[str, Any] = {"type": "literal_error", "loc": ("type",), "input": kind, "ctx": {"expected": names}}
         if "type" not in value:
             error = {"type": "missing", "loc": ("type",), "input": value}
         raise ValidationError.from_exception_data("method", [error])  # type: ignore[list-item]
     fields = {key: item for key, item in value.items() if key != "type"}
-    return TypeAdapter(METHODS[kind]).validate_python(fields)
+    return validate(METHODS[kind], fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +114,9 @@ def expansion(data: Mapping[str, Any]) -> list[str]:
     """The overrides that a preset stands for; what the recipe says itself wins."""
     method = data.get("method")
     kind = method.get("type") if isinstance(method, Mapping) else None
-    if kind not in PRESETS:
+    if not isinstance(kind, str) or kind not in PRESETS:
         return []
-    real, settings = PRESETS[str(kind)]
+    real, settings = PRESETS[kind]
     unsaid = [
         f"{block}.{key}={value}"
         for block, values in settings.items()

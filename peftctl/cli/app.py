@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,12 +11,14 @@ import typer
 import peftctl
 from peftctl.cli import console
 from peftctl.cli.commands import Command, CommandLineError, Group
+from peftctl.cli.recipes import recipes
 from peftctl.errors import PeftctlError, Problem
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     cls=Group, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=SETTINGS
 )
+app.add_typer(recipes, name="recipes")
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled recipe.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")]
@@ -40,16 +41,6 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def hand_over(result: dict[str, Any], as_json: bool) -> None:
-    """The result of a verb: its path, or all of it. Of several processes of one run only the first speaks."""
-    if os.environ.get("RANK", "0") != "0":
-        return
-    if as_json:
-        console.out_json(result)
-    else:
-        console.out(result["path"])
-
-
 @app.callback(
     invoke_without_command=True,
     epilog="""
@@ -58,7 +49,7 @@ def hand_over(result: dict[str, Any], as_json: bool) -> None:
     peftctl eval runs/smollm2-lora
     """,
 )
-def peftctl_(
+def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
@@ -97,7 +88,7 @@ def train(
         wanted = read(recipe, changes or [])
         result = verb(wanted, output=output, resume=resume, dry_run=dry_run, listen=listen)
     if as_json or not dry_run:
-        hand_over(result, as_json)
+        console.hand_over(result, as_json)
 
 
 @app.command(
@@ -122,7 +113,7 @@ def evaluate(
 
     with listening() as listen:
         result = verb(target, overrides=changes or [], adapter=adapter, listen=listen)
-    hand_over(result, as_json)
+    console.hand_over(result, as_json)
 
 
 @app.command(cls=Command, epilog="peftctl merge runs/llama7b-qlora --output llama7b-merged")
@@ -144,7 +135,7 @@ def merge(
 
     with listening() as listen:
         result = verb(target, output, into=into, base=base, listen=listen)
-    hand_over(result, as_json)
+    console.hand_over(result, as_json)
 
 
 @app.command(cls=Command, epilog="peftctl export runs/llama7b-qlora --format peft --output llama7b-adapter")
@@ -163,7 +154,7 @@ def export(
 
     with listening() as listen:
         result = verb(target, output, format=format, listen=listen)
-    hand_over(result, as_json)
+    console.hand_over(result, as_json)
 
 
 @app.command(
@@ -255,45 +246,3 @@ def methods(
         console.out(listing([(method["name"], method["title"]) for method in found], console.columns()))
     else:
         console.out(method_page(found, console.columns()))
-
-
-recipes = typer.Typer(cls=Group, rich_markup_mode=None)
-app.add_typer(recipes, name="recipes")
-
-
-@recipes.callback(invoke_without_command=True)
-def recipes_(context: typer.Context) -> None:
-    """List the bundled recipes, show one, or copy one to start from."""
-    from peftctl import bundled
-    from peftctl.cli.pages import listing
-
-    if context.invoked_subcommand is None:
-        console.out(listing(bundled.describe(), console.columns()))
-
-
-Bundled = Annotated[str, typer.Argument(metavar="NAME", help="A bundled recipe; `peftctl recipes` lists them.")]
-
-
-@recipes.command("show", cls=Command)
-def show_recipe(name: Bundled) -> None:
-    """Print a bundled recipe."""
-    from peftctl import bundled
-
-    console.out(bundled.text(name).rstrip("\n"))
-
-
-@recipes.command("copy", cls=Command, epilog="peftctl recipes copy llama7b-qlora --to my.yaml")
-def copy_recipe(
-    name: Bundled,
-    to: Annotated[
-        Path | None, typer.Option("--to", metavar="FILE", help="File to write; by default the recipe's name, here.")
-    ] = None,
-) -> None:
-    """Copy a bundled recipe, with its data, to start your own. Prints the file."""
-    from peftctl import bundled
-    from peftctl.training.filesystem import guarded
-
-    target = to or Path(bundled.path(name).name)
-    with guarded(target):
-        bundled.copy(name, target)
-    console.out(str(target))

@@ -69,6 +69,16 @@ def out_json(value: Any) -> None:
     out(json.dumps(_finite(value), indent=2, allow_nan=False, default=str))
 
 
+def hand_over(result: dict[str, Any], as_json: bool) -> None:
+    """The result of a verb: its path, or all of it. Of several processes of one run only the first speaks."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if as_json:
+        out_json(result)
+    else:
+        out(result["path"])
+
+
 def columns() -> int | None:
     """Columns of the terminal that standard output goes to, at most 100; None when it goes elsewhere."""
     return min(shutil.get_terminal_size().columns, 100) if sys.stdout.isatty() else None

@@ -33,4 +33,4 @@ Probability = Annotated[float, Ge(0), Lt(1)]
 class Block:
     """Base of every recipe block. A key that is no field of it is a mistake, never ignored."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}

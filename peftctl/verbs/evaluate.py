@@ -13,11 +13,12 @@ from peftctl.methods import load
 from peftctl.models import base as models
 from peftctl.models.allocator import keep_memory
 from peftctl.recipe import Recipe
-from peftctl.training import storage
+from peftctl.training import filesystem, storage
 from peftctl.verbs import provenance
 from peftctl.verbs.events import Listen, silent, speaker, ticker
 from peftctl.verbs.rows import evaluation_rows
 from peftctl.verbs.target import open_target
+
 
 def evaluate(
     target: str,
@@ -56,7 +57,7 @@ def evaluate(
     }
     tell(figures, listen)
     path = where(found.recipe, found.folder.path if found.folder else None)
-    storage.make_folder(path.parent)
+    filesystem.make_folder(path.parent)
     storage.replace_atomically(path, provenance.json_bytes(record))
     return {"path": str(path), **record}
 

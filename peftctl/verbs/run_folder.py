@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from peftctl.errors import RunError, StorageError
-from peftctl.training import storage
+from peftctl.training import filesystem, storage
 from peftctl.verbs.provenance import json_bytes
 
 
@@ -69,8 +69,8 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """One process at a time writes here; the lock dies with its holder. Raises RunError when it is taken."""
-        storage.make_folder(self.path)
-        with storage.guarded(self.path):
+        filesystem.make_folder(self.path)
+        with filesystem.guarded(self.path):
             handle = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             if not take(handle):

@@ -18,7 +18,7 @@ from peftctl.errors import Interrupted, RunError
 from peftctl.models import base as models
 from peftctl.models.allocator import keep_memory
 from peftctl.recipe import Recipe
-from peftctl.training import checkpoint, storage
+from peftctl.training import checkpoint, filesystem, storage
 from peftctl.training.journal import Journal
 from peftctl.training.loop import Progress
 from peftctl.training.loop import train as loop
@@ -157,8 +157,8 @@ def write_adapter(folder: Path, *, recipe: Recipe, base: models.Base, rows: Rows
 
     save(base.model, folder)
     if rows.train.chat_template is not None:
-        storage.write(folder / "chat_template.jinja", [rows.train.chat_template.encode()])
-    storage.write(folder / "README.md", [card(recipes.facts(recipe, base.name, rows.counts())).encode()])
+        filesystem.write(folder / "chat_template.jinja", [rows.train.chat_template.encode()])
+    filesystem.write(folder / "README.md", [card(recipes.facts(recipe, base.name, rows.counts())).encode()])
 
 
 def refuse_foreign(folder: RunFolder, recipe: Recipe, resume: bool) -> None:

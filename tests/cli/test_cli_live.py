@@ -4,17 +4,18 @@ import io
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
+from cli.steps import Clock, step
 from cli.terminal import Terminal
 from hypothesis import given
 from hypothesis import strategies as st
 
 from peftctl.cli.lines import bar_line, step_line
 from peftctl.cli.live import Live, Plain, listening
-from peftctl.cli.pace import Pace, duration, quantity, rate
+from peftctl.cli.pace import Pace
 from peftctl.cli.screen import screen
 
 STUBBED = [sys.executable, str(Path(__file__).with_name("stubbed.py"))]
@@ -24,19 +25,6 @@ PLAN = {
 }
 TRAINED = {"event": "trained", "rows": [["adapter", "runs/x/adapter  (1.0 MiB)"], ["time", "4 s"]]}
 FIGURES = {"event": "table", "title": "evaluation", "columns": ["metric", "base"], "rows": [["loss", "2.1"]]}
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def step(number: int, steps: int = 4, **others: Any) -> dict[str, Any]:
-    figures = {"epoch": number / steps, "loss": 2.0 / number, "learning_rate": 2e-4, "gradient_norm": 1.0}
-    sizes = {"tokens": 600, "trained_tokens": 60, "seconds": 0.5, "memory": 3 * 2**29}
-    return {"event": "step", "step": number, "steps": steps, **figures, **sizes, **others}
 
 
 def run_of_four(teller: Plain | Live, clock: Clock, seconds: float) -> None:
@@ -187,43 +175,6 @@ def test_a_terminal_without_unicode():
     assert bar_line({"what": "x", "done": 1, "total": 2}, 3.0, options).plain == "x  ########--------  1/2  0:03 left"
 
 
-def test_the_trend_of_the_loss():
-    pace = Pace(Clock())
-    assert [pace.hear(step(n, 99, loss=1.0)) or pace.trend for n in range(1, 4)] == [0, 0, 0]
-    pace.hear(step(4, 99, loss=2.0))
-    assert pace.trend == 1
-    for number in range(5, 40):
-        pace.hear(step(number, 99, loss=0.5))
-    assert pace.trend == -1
-    pace.hear(step(40, 99, loss=float("nan")))
-    assert pace.trend == 0
-
-
-def test_the_time_left_counts_evaluations_and_falls_while_a_step_lasts():
-    clock = Clock()
-    pace = Pace(clock)
-    pace.hear(step(11, 21, seconds=2.0))  # resumed: the steps before it took no time here
-    assert pace.seconds_left == 20
-    clock.now += 6  # a step of 2 s, after an evaluation of 4 s
-    pace.hear(step(12, 21, seconds=2.0))
-    assert pace.seconds_left == 9 * (2 + 6) / 2
-    clock.now += 5
-    assert pace.seconds_left == 31
-    assert pace.tokens_per_second == 300
-    clock.now += 500
-    assert pace.seconds_left == 0
-
-
-def test_numbers_in_few_characters():
-    assert [duration(s) for s in (0, 7.4, 59.6, 3599, 3600, 90_061)] == [
-        "0:00", "0:07", "1:00", "59:59", "1:00:00", "1 d 01:01:01"
-    ]  # fmt: skip
-    assert [rate(r) for r in (0, 2e-4, 1.25e-5, 1, 3.14159e-3)] == ["0", "2e-4", "1.25e-5", "1e0", "3.14e-3"]
-    assert [quantity(n) for n in (3.14, 940, 1240, 9999.4, 9999.6, 12_400, 3_140_000)] == [
-        "3.1", "940", "1,240", "9,999", "10.0k", "12.4k", "3.1M"
-    ]  # fmt: skip
-
-
 def test_an_unknown_event_is_not_told():
     stream = io.StringIO()
     with listening(screen(stream)) as listen:
@@ -280,11 +231,9 @@ def test_on_a_real_terminal(changes, lives):
     ) as process:
         os.close(theirs)
         said = b""
-        while True:
-            try:
-                said += os.read(ours, 65536)
-            except OSError:
-                break
+        with suppress(OSError):  # how Linux says that the other end is closed
+            while more := os.read(ours, 65536):
+                said += more
         assert process.stdout is not None
         assert process.stdout.read() == b"runs/x\n"
     os.close(ours)
