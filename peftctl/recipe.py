@@ -101,7 +101,7 @@ def coerce(recipe: Recipe | str | Path | Mapping[str, Any]) -> Recipe:
 
 
 def build(document: Document, root: Path, overrides: Iterable[str] = ()) -> Recipe:
-    """A document checked, its preset expanded, its paths located: those of the file from `root`, overrides from here."""
+    """A document checked, its preset expanded, its paths located: from `root`, those of overrides from here."""
     document = document.with_overrides(overrides)
 
     def root_of(*keys: str | int) -> Path:
@@ -126,9 +126,7 @@ def expansion(data: Mapping[str, Any]) -> list[str]:
     return [f"method.type={real}", *unsaid]
 
 
-def located(
-    recipe: Recipe, root_of: Callable[..., Path], write: Callable[[Path], str] | None = None
-) -> Recipe:
+def located(recipe: Recipe, root_of: Callable[..., Path], write: Callable[[Path], str] | None = None) -> Recipe:
     """`recipe` with its paths seen from the working directory.
 
     `root_of(*keys)` is where the path at these keys starts; `write` is the form that paths get.

@@ -7,6 +7,7 @@ allocated, and names must be exactly those that the config implies, so that no f
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def save(model: nn.Module, folder: str | Path, name: str = "default") -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+        shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read what it writes
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{folder}: the adapter could not be written: {error}") from error
     return folder

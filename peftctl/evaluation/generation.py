@@ -11,6 +11,7 @@ from torch import nn
 from peftctl.data import template
 from peftctl.data.encode import Encoder
 from peftctl.data.formats import Chat, Message, Pair, Parsed
+from peftctl.errors import DataError
 
 
 def prompt(row: Parsed, encoder: Encoder) -> list[int]:
@@ -22,6 +23,8 @@ def prompt(row: Parsed, encoder: Encoder) -> list[int]:
 
 def chat_prompt(messages: Sequence[Message], encoder: Encoder, place: str = "messages") -> list[int]:
     """A conversation up to where the assistant answers, as ids."""
+    if encoder.template is None:
+        raise DataError(f"{place}: there is no chat template to ask with", "set `dataset.chat_template`")
     text = template.render(messages, encoder.tokenizer, encoder.template, place, add_generation_prompt=True)
     ids: list[int] = encoder.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids

@@ -73,7 +73,7 @@ def score(
     """Minus the log-probability [nats] of the trained tokens of each different sequence."""
     device = next(model.parameters()).device
     unique = sorted({key(e): e for e in sequences}.values(), key=len)  # equal lengths together: little is padded
-    scores = {}
+    scores: dict[tuple[bytes, tuple[tuple[int, int], ...]], float] = {}
     training = model.training
     model.eval()
     try:
@@ -127,4 +127,3 @@ def summary(figures: dict[str, Any]) -> dict[str, str]:
     """The figures as a person reads them."""
     percent = ("accuracy", "exact_match")
     return {name: f"{value:.1%}" if name in percent else f"{value:.4g}" for name, value in figures.items()}
-

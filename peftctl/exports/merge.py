@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +61,7 @@ class Merge:
     bytes: int = 0
 
 
+@torch.no_grad()
 def merge_into(
     folder: Path,
     base: Path,
@@ -148,7 +148,9 @@ def located(model: nn.Module, source: Source) -> Places:
                     places.extra[full] = twin
                     name = full
             if name is None:
-                missing.append(Problem(f"`{full}`: not in the files of the base", "another base than it was trained on?"))
+                missing.append(
+                    Problem(f"`{full}`: not in the files of the base", "another base than it was trained on?")
+                )
                 continue
             if full in tied:
                 places.untied = True
@@ -208,7 +210,9 @@ def outline(base: Path) -> nn.Module:
         raise ModelError(f"{base}: its weights are quantised on disk", "merge into the unquantised base")
     try:
         with quiet(), torch.device("meta"):
-            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, trust_remote_code=False))
+            config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+            model: nn.Module = AutoModelForCausalLM.from_config(config)
+            return model
     except Exception as error:  # a foreign config and a foreign library: whatever it raises, the model is what is wrong
         raise ModelError(f"{base}: cannot be built: {reason(error)}") from error
 

@@ -8,7 +8,7 @@ Both models compute in float32, so what is left is the rounding of the merged we
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from peftctl.errors import NotMergeable
+from peftctl.exports.tensors import Source
 from peftctl.methods import load
 from peftctl.models.base import Model
 from peftctl.models.base import load as load_model
@@ -26,7 +27,7 @@ PROBES = (
     "Die Katze sitzt auf dem Dach und wartet auf den Regen.",
     "2 + 2 = 4, 3 * 7 = 21, and 10 - 6 =",
 )
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest error by dtype of the merged weights: a few times what rounding alone gives on real models."""
 
 
@@ -82,10 +83,20 @@ def adapted_logits(base: Path, adapter: Path, probes: Sequence[Sequence[int]], s
     return logits(load(model, adapter), probes)
 
 
+def plain_logits(folder: Path, probes: Sequence[Sequence[int]], settings: Model) -> Tensor:
+    """Logits of the model in `folder`, loaded as `settings` says."""
+    return logits(load_model(settings_for(settings, folder)).model, probes)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The least precise dtype of the weights in `folder`: what rounding in them is measured by."""
+    source = Source(folder, str(folder))
+    kinds = {source[name].dtype for name in source}
+    return next((dtype for dtype in (torch.bfloat16, torch.float16) if dtype in kinds), torch.float32)
+
+
 def settings_for(settings: Model, folder: Path) -> Model:
     """The same settings for another folder."""
-    from dataclasses import replace
-
     return replace(settings, name_or_path=str(folder), revision=None)
 
 

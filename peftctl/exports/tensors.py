@@ -7,12 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from peftctl.errors import StorageError
 from peftctl.models.folder import weight_files
-from peftctl.training.filesystem import guarded, rename
+from peftctl.training.filesystem import rename
 
 
 class Source:
@@ -48,11 +46,7 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_size
 
     def flush() -> None:
         shards.append(list(held))
-        with guarded(folder):
-            try:
-                save_file(held, folder / f"part-{len(shards):05d}", metadata={"format": "pt"})
-            except Exception as error:  # safetensors wraps the disk's own error into one of its own
-                raise StorageError(f"{folder}: the weights could not be written: {error}", "is the disk full?") from error
+        write_tensors(folder / f"part-{len(shards):05d}", held)
         held.clear()
 
     for name, tensor in tensors:

@@ -122,8 +122,9 @@ def train(
     progress = Progress()
 
     if trainer.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
+        checkpointed: Any = model  # one of transformers', which knows how
+        checkpointed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpointed.enable_input_require_grads()
     parameters = trained(model)
     names = {parameter: name for name, parameter in parameters.items()}
     rate = trainer.learning_rate or method.learning_rate

@@ -29,7 +29,8 @@ def build_optimizer(name: str, groups: list[dict[str, Any]], weight_decay: float
     if name == "adafactor":
         with without_downloads():
             from transformers.optimization import Adafactor
-        return Adafactor(split, scale_parameter=False, relative_step=False, warmup_init=False)
+        adafactor: Optimizer = Adafactor(split, scale_parameter=False, relative_step=False, warmup_init=False)
+        return adafactor
     return eight_bit_or_paged(name, split)
 
 

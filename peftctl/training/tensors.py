@@ -87,7 +87,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> filesystem.Writt
             raise TypeError(f"{name}: dtype `{tensor.dtype}` cannot be saved")
     # Widest dtype first keeps every tensor aligned, as the format asks.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
-    header: dict[str, dict[str, Any]] = {}
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}  # transformers reads no file without it
     end = 0
     for name, tensor in ordered:
         start, end = end, end + tensor.numel() * tensor.itemsize

@@ -44,7 +44,9 @@ def evaluate(
     if found.adapter is not None:
         load(base.model, found.adapter)
     with bare(base.model):
-        figures["base"] = measure(base.model, rows.parsed, encoder, settings, pad, ticker(listen, "evaluating the base"))
+        figures["base"] = measure(
+            base.model, rows.parsed, encoder, settings, pad, ticker(listen, "evaluating the base")
+        )
     if found.adapter is not None:
         tick = ticker(listen, "evaluating the adapter")
         figures["adapter"] = measure(base.model, rows.parsed, encoder, settings, pad, tick)

@@ -47,6 +47,7 @@ def generate(
     template = trained or (find("tokenizer", loaded.tokenizer, HERE, say) if loaded.tokenizer.chat_template else None)
     is_chat = chat or (found.adapter is None and template is not None)
     encoder = Encoder(loaded.tokenizer, template, 1 << 30, "truncate")
+    encoder.stop_ids.update(found.folder.read_provenance().get("stop_ids", []) if found.folder else [])
     prompt = chat_prompt([{"role": "user", "content": text}], encoder) if is_chat else text_prompt(text, encoder)
     how: dict[str, Any] = {"num_beams": beams}
     if sample:

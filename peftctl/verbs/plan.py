@@ -84,6 +84,7 @@ class Plan:
         quantised = "" if recipe.model.quantization == "none" else f", weights in {recipe.model.quantization}"
         share = f"{self.trainable:,} of {self.total:,} parameters train ({self.trainable / self.total:.2%})"
         held = f", {len(self.rows.eval.rows):,} to evaluate on" if self.rows.eval else ""
+        tokens = f"{train.tokens:,} tokens, {train.trained_tokens:,} trained"
         rate = trainer.learning_rate or method.learning_rate
         listen(
             {
@@ -91,7 +92,10 @@ class Plan:
                 "rows": [
                     ["model", f"{recipe.model.name_or_path}, {dtype} on {self.base.device}{quantised}"],
                     ["method", f"{method_name(method)} on {len(self.adapters)} modules: {share}"],
-                    ["data", f"{len(train.rows):,} rows, {train.tokens:,} tokens, {train.trained_tokens:,} trained{held}"],
+                    [
+                        "data",
+                        f"{len(train.rows):,} rows, {tokens}{held}",
+                    ],
                     ["training", f"{self.steps:,} steps of {trainer.batch_size} rows, {trainer.optimizer} at {rate:g}"],
                     ["output", f"{self.folder}, adapter of {self.adapter_bytes / 2**20:.1f} MiB"],
                 ],

@@ -28,7 +28,9 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """The kind of machine, without its name."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
     return {"platform": sys.platform, "machine": platform.machine(), "threads": torch.get_num_threads(), "gpus": gpus}
 
 

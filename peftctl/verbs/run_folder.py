@@ -1,12 +1,12 @@
 """A run folder: all that is needed to repeat a run, and how far it is.
 
-    recipe.yaml         the resolved recipe; written first
-    provenance.json     versions, hashes of data, base and tokenizer, seed, machine
-    adapter/            the result, in HF PEFT's format; written last, so it is there when the run is finished
-    checkpoints/        step-000100/ and so on
-    metrics.jsonl       one event a line
-    eval.json           base and adapter side by side
-    run.lock            held by the one process that writes here
+recipe.yaml         the resolved recipe; written first
+provenance.json     versions, hashes of data, base and tokenizer, seed, machine
+adapter/            the result, in HF PEFT's format; written last, so it is there when the run is finished
+checkpoints/        step-000100/ and so on
+metrics.jsonl       one event a line
+eval.json           base and adapter side by side
+run.lock            held by the one process that writes here
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from peftctl import recipe as recipes
 from peftctl.engine.attach import attach
 from peftctl.engine.disk import read_into, save
 from peftctl.errors import Interrupted, RunError
+from peftctl.exports.card import card
 from peftctl.models import base as models
 from peftctl.models.allocator import keep_memory
 from peftctl.recipe import Recipe
@@ -26,6 +27,7 @@ from peftctl.training.memory import peak_memory
 from peftctl.training.signals import Stop
 from peftctl.verbs import provenance
 from peftctl.verbs.events import Listen, silent, speaker
+from peftctl.verbs.facts import facts_of
 from peftctl.verbs.plan import Plan
 from peftctl.verbs.rows import Rows
 from peftctl.verbs.run_folder import RunFolder
@@ -135,6 +137,8 @@ def begin(
             "seed": recipe.seed,
             "base": {"name": base.name, **models.fingerprint(base.folder)},
             "data": rows.digests(),
+            "rows": rows.counts(),
+            "stop_ids": rows.train.stop_ids,
             "chat_template": provenance.digest(rows.train.chat_template or ""),
             "versions": provenance.versions(),
             "hardware": provenance.hardware(),
@@ -153,12 +157,10 @@ def begin(
 
 def write_adapter(folder: Path, *, recipe: Recipe, base: models.Base, rows: Rows) -> None:
     """The adapter as a PEFT folder, the chat template it was trained with and a model card beside it."""
-    from peftctl.exports.card import card
-
     save(base.model, folder)
     if rows.train.chat_template is not None:
         filesystem.write(folder / "chat_template.jinja", [rows.train.chat_template.encode()])
-    filesystem.write(folder / "README.md", [card(recipes.facts(recipe, base.name, rows.counts())).encode()])
+    filesystem.write(folder / "README.md", [card(facts_of(recipe, base.name, rows.counts())).encode()])
 
 
 def refuse_foreign(folder: RunFolder, recipe: Recipe, resume: bool) -> None:
@@ -206,6 +208,7 @@ def polled(stop: Stop, folder: RunFolder) -> None:
 def outcome(folder: RunFolder, plan: Plan, progress: Progress, seconds: float, listen: Listen) -> dict[str, Any]:
     """What a finished run is worth telling."""
     size = sum(file.stat().st_size for file in folder.adapter.glob("*.safetensors"))
+    memory = peak_memory()
     record = {
         "path": str(folder.path),
         "adapter": str(folder.adapter),
@@ -216,7 +219,7 @@ def outcome(folder: RunFolder, plan: Plan, progress: Progress, seconds: float, l
         "seconds": round(seconds, 1),
         "training_seconds": round(progress.seconds, 1),
         "tokens_per_second": round(progress.tokens / progress.seconds) if progress.seconds else None,
-        "peak_memory": peak_memory(),
+        "peak_memory": memory,
         "adapter_bytes": size,
         "trainable_parameters": plan.trainable,
     }
@@ -224,7 +227,7 @@ def outcome(folder: RunFolder, plan: Plan, progress: Progress, seconds: float, l
         ["adapter", f"{folder.adapter}  ({size / 2**20:.1f} MiB)"],
         ["steps", f"{progress.step}" + (f", best {progress.best_step}" if progress.best_step else "")],
         ["time", f"{seconds:.0f} s, {record['tokens_per_second']} tokens/s in training"],
-        ["memory", f"{record['peak_memory'] / 2**30:.2f} GiB at most"],
+        ["memory", f"{memory / 2**30:.2f} GiB at most"],
     ]
     listen({"event": "trained", "rows": rows})
     return record

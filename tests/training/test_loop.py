@@ -21,7 +21,9 @@ from peftctl.training import checkpoint
 from peftctl.training.loop import Trainer, total_steps, train
 from peftctl.training.signals import Stop
 
-BASE = Trainer(steps=6, batch_size=6, micro_batch_size=6, learning_rate=5e-3, warmup=0.2, weight_decay=0.01, save_every=1)
+BASE = Trainer(
+    steps=6, batch_size=6, micro_batch_size=6, learning_rate=5e-3, warmup=0.2, weight_decay=0.01, save_every=1
+)
 
 
 def rows(number: int = 22, seed: int = 0) -> list[Encoded]:
@@ -183,4 +185,3 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
     again, _, _ = run(tmp_path / "again", replace(BASE, steps=3, gradient_checkpointing=True))
     for name, parameter in trained(plain).items():
         torch.testing.assert_close(trained(again)[name], parameter, rtol=1e-4, atol=1e-6)
-

@@ -1,0 +1,41 @@
+"""What a model card tells about a run."""
+
+from __future__ import annotations
+
+import json
+
+from peftctl import recipe as recipes
+from peftctl.exports.card import Facts
+from peftctl.recipe import Recipe
+from peftctl.verbs.run_folder import RunFolder
+
+
+def facts_of(recipe: Recipe, base: str, counts: dict[str, dict[str, int]]) -> Facts:
+    """The facts of a run that is under way."""
+    return Facts(base=base, method=in_words(recipe), recipe=recipes.dump(recipe), counts=counts)
+
+
+def facts_of_run(folder: RunFolder, merged: bool) -> Facts:
+    """The facts of a finished run, out of its folder; with what `peftctl eval` measured."""
+    recipe, record = recipes.read_run(folder.path), folder.read_provenance()
+    figures = json.loads(folder.evaluation.read_bytes())["figures"] if folder.evaluation.is_file() else {}
+    return Facts(
+        base=record.get("base", {}).get("name", recipe.model.name_or_path),
+        method=in_words(recipe),
+        recipe=recipes.dump(recipe),
+        counts=record.get("rows", {}),
+        figures=figures,
+        merged=merged,
+    )
+
+
+def in_words(recipe: Recipe) -> str:
+    """The method in one line, such as `lora, r 16, alpha 32, on all-linear`."""
+    method = recipe.method
+    named = [f"{key} {getattr(method, key):g}" for key in ("r", "alpha") if hasattr(method, key)]
+    targets = getattr(method, "target_modules", None)
+    if targets:
+        named.append("on " + (targets if isinstance(targets, str) else ", ".join(targets)))
+    if recipe.model.quantization != "none":
+        named.append(f"base in {recipe.model.quantization}")
+    return ", ".join([f"`{recipes.method_name(method)}`", *named])
