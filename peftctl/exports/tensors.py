@@ -11,6 +11,7 @@ from torch import Tensor
 
 from peftctl.models.folder import weight_files
 from peftctl.training.filesystem import rename
+from peftctl.training.tensors import write_tensors
 
 
 class Source:

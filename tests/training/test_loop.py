@@ -125,7 +125,8 @@ def test_warmup_and_schedule(tmp_path):
     _, events, _ = run(tmp_path, replace(BASE, steps=10, schedule="linear", warmup=0.2, learning_rate=1.0e-3))
     rates = [event["learning_rate"] for event in events if event["event"] == "step"]
     assert rates[:3] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3])
-    assert rates[-1] == min(rates[2:]) and 0 < rates[-1] < 2e-4
+    assert rates[-1] == min(rates[2:])
+    assert 0 < rates[-1] < 2e-4
 
 
 def test_steps_from_epochs():
