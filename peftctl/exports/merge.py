@@ -27,6 +27,7 @@ from peftctl.errors import AdapterError, ModelError, NonFiniteError, Problem
 from peftctl.exports.tensors import Source, write_shards
 from peftctl.methods import load
 from peftctl.models.folder import read_config
+from peftctl.models.quantization import bitsandbytes
 from peftctl.models.quiet import quiet, reason
 
 REPORT = "merge_report.json"
@@ -190,8 +191,7 @@ def quantised_names(model: nn.Module, source: Source) -> dict[str, nn.Module]:
 
 def requantised(tensor: Tensor, host: nn.Module, how: Quantised) -> Tensor:
     """A weight as it was in training: rounded to 4 or 8 bits and back."""
-    from bitsandbytes import functional
-
+    functional = bitsandbytes().functional
     matrix = stored(host, tensor.to(how.dtype)).contiguous()
     if how.kind == "int8":
         rows, scales, _ = functional.int8_vectorwise_quant(matrix.to(torch.float16))
