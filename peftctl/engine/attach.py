@@ -6,6 +6,7 @@ and an instance attribute `forward`, both gone after `detach`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from peftctl.config.quote import quoted
 from peftctl.engine.adapter import Adapter, Stack
 from peftctl.engine.hosts import device, is_quantised
 from peftctl.engine.method import Method
@@ -29,7 +31,8 @@ def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module
     Raises AdapterError when a target matches nothing or the name is taken.
     """
     if not NAME.fullmatch(name) or hasattr(Stack(), name):
-        raise AdapterError(f"adapter name `{name}`: not allowed", "letters, digits, `_` and `-`")
+        hint = "up to 100 letters, digits, `_` and `-`, and no word that torch's modules use, such as `forward`"
+        raise AdapterError(f"adapter name {quoted(name)}: not allowed", hint)
     if name in methods(model):
         raise AdapterError(f"adapter name `{name}`: taken on this model", "detach it first, or choose another name")
     sites = method.sites(model)
@@ -88,23 +91,39 @@ def live(model: nn.Module) -> dict[str, torch.Tensor]:
 def activate(model: nn.Module, names: Iterable[str] | Mapping[str, float]) -> nn.Module:
     """Make the adapters `names` the active ones, in this order; a mapping gives each a weight.
 
-    A weight other than 1 needs a method with a weight update. Raises AdapterError for a name that is not attached.
+    A weight other than 1 needs a method with a weight update. Raises AdapterError, with nothing changed, for names
+    that are not attached and weights that cannot be used.
     """
+    names = [names] if isinstance(names, str) else names
     weights = dict(names) if isinstance(names, Mapping) else dict.fromkeys(names, 1.0)
-    known = methods(model)
-    for name in weights:
-        if name not in known:
-            have = ", ".join(f"`{n}`" for n in known) or "none"
-            raise AdapterError(f"adapter `{name}`: not attached to this model", f"attached: {have}")
-    for name, strength in weights.items():
-        for site, adapter in adapters_of(model, name).items():
-            if strength != 1.0 and not adapter.scalable:
-                what = f"{type(adapter).__name__} at `{site}` has no weight update to multiply"
-                raise AdapterError(f"adapter `{name}`: {what}", "use the weight 1")
-            adapter.strength = float(strength)
+    problems = [problem for name, weight in weights.items() for problem in unusable(model, name, weight)]
+    if problems:
+        raise AdapterError.of(problems)
+    for name, weight in weights.items():
+        for adapter in adapters_of(model, name).values():
+            adapter.strength = float(weight)
     for _, _, stack in stacks(model):
         stack.active = tuple(name for name in weights if name in stack)
     return model
+
+
+def unusable(model: nn.Module, name: str, weight: float) -> Iterator[Problem]:
+    """Why the adapter `name` cannot be active with `weight`."""
+    if name not in methods(model):
+        yield unattached(model, name)
+    elif isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        yield Problem(f"adapter `{name}`: expected a finite number as its weight; got `{weight}`")
+    elif weight != 1:
+        for site, adapter in adapters_of(model, name).items():
+            if not adapter.scalable:
+                what = f"{type(adapter).__name__} at `{site}` has no weight update to multiply"
+                yield Problem(f"adapter `{name}`: {what}", "use the weight 1")
+
+
+def unattached(model: nn.Module, name: str) -> Problem:
+    """That no adapter is called `name`, and which there are."""
+    have = ", ".join(f"`{n}`" for n in methods(model)) or "none"
+    return Problem(f"adapter `{name}`: not attached to this model", f"attached: {have}")
 
 
 @contextmanager
@@ -121,9 +140,20 @@ def bare(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def detach(model: nn.Module, name: str = "default") -> nn.Module:
-    """Take the adapters called `name` off; a host without adapters gets its own forward back."""
+    """Take the adapters called `name` off; a host without adapters gets its own forward back.
+
+    Raises AdapterError when `name` is not attached, or when somebody has since put a forward of theirs around ours.
+    """
     if name not in methods(model):
-        raise AdapterError(f"adapter `{name}`: not attached to this model")
+        raise AdapterError.of([unattached(model, name)])
+    hint = "take the hook off first: accelerate's `remove_hook_from_submodules`"
+    hooked = [
+        Problem(f"adapter `{name}`: `{site}` was hooked after it was attached", hint)
+        for site, host, stack in stacks(model)
+        if name in stack and getattr(host.forward, "func", None) is not stack
+    ]
+    if hooked:
+        raise AdapterError.of(hooked)
     for _, host, stack in list(stacks(model)):
         if name in stack:
             del stack[name]

@@ -7,8 +7,10 @@ allocated, and names must be exactly those that the config implies, so that no f
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +20,33 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from peftctl.config.near import did_you_mean
+from peftctl.config.quote import quoted, shown
 from peftctl.engine.adapter import Adapter
-from peftctl.engine.attach import adapters_of, attach, detach, methods
-from peftctl.engine.method import METHODS, Method
-from peftctl.engine.peft_config import common
+from peftctl.engine.anatomy import modules
+from peftctl.engine.attach import adapters_of, attach, methods, unattached
+from peftctl.engine.method import METHODS, Method, Targeted
+from peftctl.engine.peft_config import CONFIG, common, read_config
 from peftctl.errors import AdapterError, Problem, StorageError
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 BASE_COPIES = (".base_layer.weight", "embed_tokens.weight", "lm_head.weight", "wte.weight", "shared.weight")
 """Endings of whole base matrices that PEFT writes beside an adapter of an embedding."""
 
-ECHOES = (".modules_to_save.", ".original_module.")
-"""Infixes under which PEFT repeats the biases of modules trained whole; they are never read."""
+ECHO = re.compile(r".*\.(modules_to_save|original_module)\.(.*\.)?bias")
+"""Names under which PEFT repeats the biases of modules trained whole; they are never read."""
+
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+"""safetensors' names of the types of number that an adapter may come in."""
+
+SHORT = 8
+"""Unexpected tensors up to which each gets a hint; comparing thousands of names would take minutes."""
+
+LONGEST = 200
+"""Characters of a tensor's name that a message shows."""
+
+Header = dict[str, tuple[str, tuple[int, ...]]]
+"""Tensor name in the file -> type of number, shape."""
 
 
 def save(model: nn.Module, folder: str | Path, name: str = "default") -> Path:
@@ -64,48 +80,89 @@ def load(model: nn.Module, folder: str | Path, name: str = "default") -> nn.Modu
     folder = Path(folder)
     config = read_config(folder)
     place = str(folder / CONFIG)
-    method = method_of(config, place).from_peft(config, shapes(folder), place)
+    method = exact(method_of(config, place).from_peft(config, shapes(folder), place), model)
+    values = read(model, folder, planned(model, method, folder))
     attach(model, method, name)
-    try:
-        read_into(model, folder, name)
-    except AdapterError:
-        detach(model, name)
-        raise
+    fill(model, name, values)
     return model
 
 
-@torch.no_grad()
 def read_into(model: nn.Module, folder: str | Path, name: str = "default") -> None:
     """Fill the attached adapter `name` with the tensors in `folder`; names, shapes and values must be right."""
-    file = Path(folder) / WEIGHTS
-    want = on_disk(adapters_of(model, name))
-    have = {PREFIX + key if not key.startswith("prompt_") else key: shape for key, shape in shapes(folder).items()}
-    have = {key: shape for key, shape in have.items() if not any(echo in key for echo in ECHOES)}
-    copies = {key for key in have.keys() - want.keys() if key.endswith(BASE_COPIES)}
-    problems = [Problem(f"{file}: `{key}` is missing") for key in sorted(want.keys() - have.keys())]
-    problems += [
-        Problem(f"{file}: `{key}` is not part of this adapter", did_you_mean(key, list(want)))
-        for key in sorted(have.keys() - want.keys() - copies)
-    ]
-    problems += [
-        Problem(f"{file}: `{key}` has shape {list(have[key])}, the model wants {list(tensor.shape)}", "another base?")
-        for key, tensor in want.items()
-        if key in have and tuple(tensor.shape) != have[key]
-    ]
-    if problems:
-        raise AdapterError.of(problems)
-    with safe_open(file, "pt") as tensors:
-        values = {key: tensors.get_tensor(key) for key in want}
-        problems = [Problem(f"{file}: `{key}` is not finite") for key, t in values.items() if not t.isfinite().all()]
-        problems += [
-            Problem(f"{file}: `{key}` is a base weight that differs from this model's", "resized or another base?")
-            for key in sorted(copies)
-            if not same(model, key, tensors.get_tensor(key))
-        ]
-    if problems:
-        raise AdapterError.of(problems)
-    for key, tensor in want.items():
+    want = {key: tuple(tensor.shape) for key, tensor in on_disk(adapters_of(model, name)).items()}
+    fill(model, name, read(model, Path(folder), want))
+
+
+@torch.no_grad()
+def fill(model: nn.Module, name: str, values: Mapping[str, Tensor]) -> None:
+    """Write `values`, by their names in the file, into the adapter `name`."""
+    for key, tensor in on_disk(adapters_of(model, name)).items():
         tensor.copy_(values[key])
+
+
+def exact(method: Method, model: nn.Module) -> Method:
+    """`method` with targets that match the modules it names and, unlike names in a recipe, no others by suffix.
+
+    Names that `model` does not have are left out: their tensors are then found to belong to nothing.
+    """
+    if not isinstance(method, Targeted):
+        return method
+    known = {site.name for site in modules(model)}
+    names = [re.escape(name) for name in method.target_modules if name in known]
+    return replace(method, target_modules=f"(?:{'|'.join(names)})" if names else [])
+
+
+def planned(model: nn.Module, method: Method, folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name in the file -> shape of every tensor that `method` would have on `model`; nothing is allocated for it."""
+    if isinstance(method, Targeted) and not method.target_modules:
+        return {}
+    try:
+        sites = method.sites(model)
+        with torch.device("meta"):
+            adapters = method.build(model, sites)
+    except AdapterError as error:  # it speaks of a recipe's `method` block, and this one came from a file
+        text = f"{folder / CONFIG}: "
+        raise AdapterError.of([Problem(p.text.replace("method.", text, 1), p.hint) for p in error.problems]) from None
+    named = {site.name: adapter for site, adapter in zip(sites, adapters, strict=True)}
+    return {key: tuple(tensor.shape) for key, tensor in on_disk(named).items()}
+
+
+@torch.no_grad()
+def read(model: nn.Module, folder: Path, want: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The tensors in `folder` in float32, which must be those of `want` and finite."""
+    file = folder / WEIGHTS
+    have = header(folder)
+    extra = {key for key in have.keys() - want.keys() if not ECHO.fullmatch(key)}
+    copies = {key for key in extra if key.endswith(BASE_COPIES)}
+    near = list(want) if len(extra) <= SHORT else []
+    problems = [Problem(f"{file}: `{key}` is missing") for key in sorted(want.keys() - have.keys())]
+    problems += [strange(file, key, near) for key in sorted(extra - copies)]
+    values = {}
+    with safe_open(file, "pt") as tensors:
+        for key in sorted(want.keys() & have.keys()):
+            kind, shape = have[key]
+            if shape != want[key]:
+                text = f"{file}: `{key}` has shape {list(shape)}, the model wants {list(want[key])}"
+                problems.append(Problem(text, "another base?"))
+            elif kind not in FLOATS:
+                problems.append(Problem(f"{file}: `{key}` holds {kind}, which is no floating-point type"))
+            else:
+                values[key] = tensors.get_tensor(key).float()
+                if not bool(values[key].isfinite().all()):
+                    problems.append(Problem(f"{file}: `{key}` is not finite"))
+        for key in sorted(copies):
+            if have[key][0] not in FLOATS or not same(model, key, tensors.get_tensor(key)):
+                text = f"{file}: `{shown(key, LONGEST)}` is a base weight that differs from this model's"
+                problems.append(Problem(text, "resized or another base?"))
+    if problems:
+        raise AdapterError.of(problems)
+    return values
+
+
+def strange(file: Path, key: str, near: Iterable[str] = ()) -> Problem:
+    """That the tensor `key` belongs to nothing."""
+    text = f"{file}: `{shown(key, LONGEST)}` is not part of this adapter"
+    return Problem(text, did_you_mean(key, near) or "another base?")
 
 
 def same(model: nn.Module, key: str, copy: Tensor) -> bool:
@@ -131,66 +188,37 @@ def on_disk(adapters: Mapping[str, Adapter]) -> dict[str, Tensor]:
 
 def named(model: nn.Module, name: str) -> Method:
     """The method of the adapter called `name`."""
-    try:
-        return methods(model)[name]
-    except KeyError:
-        have = ", ".join(f"`{n}`" for n in methods(model)) or "none"
-        raise AdapterError(f"adapter `{name}`: not attached to this model", f"attached: {have}") from None
+    if name not in methods(model):
+        raise AdapterError.of([unattached(model, name)])
+    return methods(model)[name]
 
 
 def method_of(config: Mapping[str, Any], place: str) -> type[Method]:
     """The method that an adapter_config.json belongs to."""
+    of_type = [cls for cls in METHODS.values() if cls.peft_type == config.get("peft_type")]
     found = next((cls for cls in METHODS.values() if cls.reads(config)), None)
-    if found is None:
+    if found is None and not of_type:
         known = ", ".join(sorted({cls.peft_type for cls in METHODS.values()}))
-        raise AdapterError(f"{place}: peft_type: `{config.get('peft_type')}` is not supported", f"supported: {known}")
-    return found
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json of `folder`: at most 1 MB, no repeated keys, no NaN."""
-    path = folder / CONFIG
-    if not folder.is_dir():
-        raise AdapterError(f"{folder}: no such adapter folder")
-    if not path.is_file():
-        raise AdapterError(f"{folder}: no adapter here: `{CONFIG}` is missing")
-    if path.stat().st_size > 1 << 20:
-        raise AdapterError(f"{path}: larger than 1 MB, which no adapter needs")
-    try:
-        config = json.loads(path.read_bytes(), object_pairs_hook=unique(path), parse_constant=refuse(path))
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise AdapterError(f"{path}: expected a JSON object")
-    return config
-
-
-def unique(path: Path) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
-    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        mapping = dict(pairs)
-        if len(mapping) != len(pairs):
-            raise AdapterError(f"{path}: a key stands there twice")
-        return mapping
-
-    return build
-
-
-def refuse(path: Path) -> Callable[[str], Any]:
-    def constant(word: str) -> Any:
-        raise AdapterError(f"{path}: `{word}` is not a number")
-
-    return constant
+        what = f"peft_type: {quoted(str(config.get('peft_type')))} is not supported"
+        raise AdapterError(f"{place}: {what}", f"supported: {known}")
+    return found or of_type[0]  # the latter will name the key that it does not support
 
 
 def shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
     """Tensor name, without `base_model.model.`, -> shape, from the header alone."""
-    file = Path(folder) / WEIGHTS
+    return {key.removeprefix(PREFIX): shape for key, (_, shape) in header(Path(folder)).items()}
+
+
+def header(folder: Path) -> Header:
+    """What the tensor file of `folder` says that it holds."""
+    file = folder / WEIGHTS
     if not file.is_file():
-        pickle = [path.name for path in sorted(Path(folder).glob("adapter_model.*"))]
+        pickle = [path.name for path in sorted(folder.glob("adapter_model.*"))]
         hint = f"`{pickle[0]}` is a pickle, which is never read: save it as safetensors" if pickle else None
         raise AdapterError(f"{file}: missing", hint)
     try:
         with safe_open(file, "pt") as tensors:
-            return {key.removeprefix(PREFIX): tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+            slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118
+            return {key: (part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items()}
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{file}: not a safetensors file, or a damaged one: {error}") from None

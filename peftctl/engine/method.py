@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
@@ -41,7 +40,10 @@ class Method(Block):
         raise NotImplementedError
 
     def build(self, model: nn.Module, sites: list[Site]) -> list[Adapter]:
-        """All adapters at once, one per site; override where they share something."""
+        """All adapters at once, one per site; override where they share something.
+
+        Under `torch.device("meta")` it must be free: a stranger's folder is compared with what is built there.
+        """
         return [self.adapter(site) for site in sites]
 
     def unfreezes(self, name: str) -> bool:
@@ -133,17 +135,3 @@ def register(cls: M) -> M:
     """Make `cls` available to recipes under the name of its file."""
     METHODS[cls.__module__.rpartition(".")[2]] = cls
     return cls
-
-
-def by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
-    """The value of the first pattern that matches the module `name`, by HF PEFT's rule for rank_pattern.
-
-    A pattern is a regular expression over the last dotted parts of the name; a leading `^` asks for all of it.
-    """
-    for pattern, value in patterns.items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", name):
-                return value
-        except re.error as error:
-            raise AdapterError(f"method: `{pattern}` is no regular expression: {error}") from None
-    return default

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from peftctl.config.quote import quoted, shown
 from peftctl.engine.anatomy import HEADS, under
-from peftctl.errors import AdapterError, Problem
+from peftctl.engine.patterns import STEPS, steps
+from peftctl.errors import AdapterError, Problem, StorageError
 
 SCHEMA = "0.21.2"
 """The version of HF PEFT whose form we write; it is what `peft_version` says."""
@@ -92,85 +96,138 @@ def common(model: nn.Module, peft_type: str) -> dict[str, Any]:
     }
 
 
-def refuse_unknown(config: Mapping[str, Any], defaults: Mapping[str, Any], understood: set[str], place: str) -> None:
-    """Raise AdapterError for every key that says something we would have to ignore.
+CONFIG = "adapter_config.json"
 
-    Keys that this schema does not know are left alone when they are empty: newer PEFT adds such keys with each
-    release, and an empty one changes nothing.
-    """
-    problems = [
-        Problem(f"{place}: {key}: `{value}` is not supported", "train or convert the adapter without it")
-        for key, value in config.items()
-        if key not in understood
-        and key not in COMMON
-        and value != defaults.get(key)
-        and value not in (None, False, {}, [])
-    ]
-    if problems:
-        raise AdapterError.of(problems)
+PATTERNS = 4096
+"""Patterns in one mapping; compiling as many takes about half a second."""
 
 
-QUANTIFIER = re.compile(r"(?<!\\)(?:[*+]|\{\d*,?\d*\})")
+def read_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json of `folder`: at most 1 MB, no repeated keys, no NaN."""
+    path = folder / CONFIG
+    try:
+        if not folder.is_dir():
+            raise AdapterError(f"{folder}: no such adapter folder")
+        if not path.is_file():
+            raise AdapterError(f"{folder}: no adapter here: `{CONFIG}` is missing")
+        if path.stat().st_size > 1 << 20:
+            raise AdapterError(f"{path}: larger than 1 MB, which no adapter needs")
+        text = path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"{shown(str(folder))}: cannot be read: {error.strerror}") from None
+    try:
+        config = json.loads(text, object_pairs_hook=unique(path), parse_constant=refuse(path))
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise AdapterError(f"{path}: expected a JSON object")
+    return config
 
 
-def harmless(patterns: object, place: str) -> dict[str, float]:
-    """A stranger's `rank_pattern` or `alpha_pattern`, refused when matching it could take for ever.
+def unique(path: Path) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        mapping = dict(pairs)
+        if len(mapping) != len(pairs):
+            raise AdapterError(f"{path}: a key stands there twice")
+        return mapping
 
-    A regular expression backtracks without end only through a repeated group or many repetitions in a row.
-    """
-    if not isinstance(patterns, dict):
-        raise AdapterError(f"{place}: expected a mapping of patterns to numbers")
-    for pattern, number in patterns.items():
-        repeated_group = re.search(r"\)\s*[*+?{]", pattern)
-        if len(pattern) > 256 or repeated_group or len(QUANTIFIER.findall(pattern)) > 3:
-            raise AdapterError(
-                f"{place}: the pattern `{pattern[:60]}` is too complex to be run", "use plain module names"
-            )
-        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < 1e6:
-            raise AdapterError(f"{place}: `{pattern}`: expected a number above 0; got `{number}`")
-    return dict(patterns)
+    return build
+
+
+def refuse(path: Path) -> Callable[[str], Any]:
+    def constant(word: str) -> Any:
+        raise AdapterError(f"{path}: `{word}` is not a number")
+
+    return constant
 
 
 class Reader:
-    """Typed access to the keys of a config that a stranger wrote; a wrong type is an AdapterError."""
+    """Typed access to the keys of a config that a stranger wrote; `done` raises all that was wrong."""
 
     def __init__(self, config: Mapping[str, Any], place: str) -> None:
         self.config, self.place = config, place
+        self.problems: list[Problem] = []
 
-    def number(self, key: str, default: float) -> float:
-        """A finite number from 0 to a million."""
+    def wrong(self, key: str, what: str, hint: str | None = None) -> None:
+        """Note that `key` is `what`."""
+        self.problems.append(Problem(f"{self.place}: {shown(key)}: {what}", hint))
+
+    def done(self) -> None:
+        """Raise AdapterError when anything was wrong."""
+        if self.problems:
+            raise AdapterError.of(self.problems)
+
+    def supported(self, defaults: Mapping[str, Any], understood: set[str]) -> None:
+        """Note every key that says something we would have to ignore.
+
+        Keys that this schema does not know are left alone when they are empty: newer PEFT adds such keys with each
+        release, and an empty one changes nothing.
+        """
+        for key, value in self.config.items():
+            if key in understood or key in COMMON or value == defaults.get(key) or value in (None, False, {}, []):
+                continue
+            self.wrong(key, f"{quoted(str(value))} is not supported", "train or convert the adapter without it")
+
+    def number(self, key: str, default: float, most: float = 1e6) -> float:
+        """A finite number from 0 to `most`."""
         value = self.config.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e6:
-            raise AdapterError(f"{self.place}: {key}: expected a number; got `{value}`")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+            self.wrong(key, f"expected a number from 0 to {most:g}; got {quoted(str(value))}")
+            return default
         return value
 
     def count(self, key: str, default: int) -> int:
         """A whole number of at least one."""
+        noted = len(self.problems)
         value = self.number(key, default)
-        if value != int(value) or value < 1:
-            raise AdapterError(f"{self.place}: {key}: expected a whole number of at least 1; got `{value}`")
+        if len(self.problems) == noted and (value != int(value) or value < 1):
+            self.wrong(key, f"expected a whole number of at least 1; got {quoted(str(value))}")
+            return default
         return int(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
         """true or false; null counts as the default."""
         value = self.config.get(key, default)
         if not isinstance(value, bool | None):
-            raise AdapterError(f"{self.place}: {key}: expected true or false; got `{value}`")
+            self.wrong(key, f"expected true or false; got {quoted(str(value))}")
+            return default
         return default if value is None else value
 
     def choice(self, key: str, choices: tuple[str, ...]) -> str:
         """One of `choices`; the first when the key is missing."""
         value = self.config.get(key, choices[0])
         if value not in choices:
-            raise AdapterError(f"{self.place}: {key}: expected one of {', '.join(choices)}; got `{value}`")
+            self.wrong(key, f"expected one of {', '.join(choices)}; got {quoted(str(value))}")
+            return choices[0]
         return str(value)
 
     def names(self, key: str) -> list[str]:
         """A list of texts; empty when missing or null."""
         value = self.config.get(key) or []
         if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-            raise AdapterError(f"{self.place}: {key}: expected a list of names; got `{value}`")
+            self.wrong(key, f"expected a list of names; got {quoted(str(value))}")
+            return []
         return value
+
+    def patterns(self, key: str, names: Collection[str]) -> dict[str, float]:
+        """A mapping of regular expressions to numbers; none that would take for ever to match against `names`."""
+        value = self.config.get(key) or {}
+        if not isinstance(value, dict) or len(value) > PATTERNS:
+            self.wrong(key, f"expected a mapping of at most {PATTERNS} patterns to numbers")
+            return {}
+        noted, left = len(self.problems), float(STEPS)
+        for pattern, number in value.items():
+            left -= steps(pattern, names)
+            if left < 0:
+                self.wrong(key, f"the pattern {quoted(pattern)} is too complex to be run", "use plain module names")
+                break
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                self.wrong(key, f"{quoted(pattern)} is no regular expression: {error}")
+            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number <= 1e6:
+                self.wrong(key, f"{quoted(pattern)}: expected a number above 0; got {quoted(str(number))}")
+        return dict(value) if len(self.problems) == noted else {}
 
     def saved(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """`modules_to_save` without the heads that PEFT names for every classifier whether it has them or not."""

@@ -56,9 +56,11 @@ def measure(
         figures["accuracy"] = sum(right) / len(right)
     if "exact_match" in wanted:
         given = [row for row in rows if not isinstance(row, Text)]
+        if not given:
+            raise DataError(f"{rows[0].place}: plain text has no answer to generate", "remove `exact_match`")
         texts = generate(model, given, encoder, evaluation.max_new_tokens, evaluation.batch_size, tick)
         exact = [text.strip() == answer(row) for text, row in zip(texts, given, strict=True)]
-        figures["exact_match"] = sum(exact) / max(1, len(exact))
+        figures["exact_match"] = sum(exact) / len(exact)
     return figures
 
 
@@ -125,5 +127,10 @@ def required(encoder: Encoder, row: Parsed) -> Encoded:
 
 def summary(figures: dict[str, Any]) -> dict[str, str]:
     """The figures as a person reads them."""
-    percent = ("accuracy", "exact_match")
-    return {name: f"{value:.1%}" if name in percent else f"{value:.4g}" for name, value in figures.items()}
+    return {name: in_words(name, value) for name, value in figures.items()}
+
+
+def in_words(name: str, value: float) -> str:
+    if name in ("accuracy", "exact_match"):
+        return f"{value:.1%}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

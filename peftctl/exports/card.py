@@ -1,12 +1,29 @@
-"""The model card: what an adapter or a merged model is, made of, and how to use it."""
+"""The model card of an adapter or a merged model: README.md, as model hubs read it.
+
+What comes from a recipe, a file name or data is escaped wherever it stands, and no folder of this machine is named.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import PureWindowsPath
 from typing import Any
+
+from peftctl.config.document import parse
+from peftctl.config.quote import shown
+from peftctl.config.write import to_yaml
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+LOCAL = re.compile(r"[/~.\\]|[A-Za-z]:[/\\]")
+"""How a path begins, and no hub id does."""
+MARKS = re.compile(r"[\\\[\]<>*_!#|~&]")
+"""What Markdown takes for markup; a backtick alone opens no more than a span of code."""
+HERE = "path/to/this/folder"
+VLLM_RANK = 16
+"""The largest rank that vLLM serves unless told otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,65 +44,110 @@ class Facts:
     """Whether the card is for a merged model instead of an adapter."""
 
 
-def public(name: str) -> str:
-    """A model's name as others may see it: a hub id as it is, a path without the folders it lies in."""
-    return PurePath(name).name if name.startswith(("/", ".", "~")) or "\\" in name else name
-
-
-def fenced(text: str, language: str = "") -> str:
-    """A block of code that `text` cannot leave."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
-
-
 def card(facts: Facts) -> str:
-    """README.md of an adapter folder or a merged model."""
-    base = public(facts.base)
-    hub = f"base_model: {base}\n" if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else ""
-    kind = "merged model" if facts.merged else "adapter"
-    library = "transformers" if facts.merged else "peft"
+    """README.md of an adapter folder or a merged model. Raises RecipeError for a recipe that is none."""
+    base = shown(public(facts.base), 200)
+    recipe = parse(facts.recipe, "recipe").data
+    kind = "Merged model" if facts.merged else "Adapter"
     parts = [
-        f"---\n{hub}library_name: {library}\ntags:\n- peftctl\n---",
-        f"# {kind.capitalize()} of `{base}`",
-        f"Trained with peftctl: {facts.method}.",
+        header(base, facts.merged),
+        f"# {kind} of {span(base)}",
+        f"Trained with peftctl: {inline(facts.method)}.",
         "## Use",
-        fenced(merged_use() if facts.merged else adapter_use(base), "python"),
+        *(merged_use() if facts.merged else adapter_use(base, facts.method, recipe)),
         "## Data",
+        "Where the rows went:",
         table(["rows", "read", "kept", "truncated", "dropped", "skipped"], facts.counts),
     ]
     if facts.figures:
-        metrics = list(next(iter(facts.figures.values())))
+        metrics = list(dict.fromkeys(metric for values in facts.figures.values() for metric in values))
         parts += ["## Evaluation", table(["model", *metrics], facts.figures)]
-    parts += ["## Recipe", fenced(without_folders(facts.recipe), "yaml")]
+    parts += ["## Recipe", fenced(to_yaml(shareable(recipe)), "yaml")]
     return "\n\n".join(parts) + "\n"
+
+
+def header(base: str, merged: bool) -> str:
+    """The YAML in front, which hubs index; they take a base model by its hub id alone."""
+    hub = {"base_model": base} if HUB_ID.fullmatch(base) else {}
+    library = "transformers" if merged else "peft"
+    return f"---\n{to_yaml({**hub, 'library_name': library, 'tags': ['peftctl']})}---"
+
+
+def adapter_use(base: str, method: str, recipe: Any) -> list[str]:
+    """How peft, transformers and, for what it can serve, vLLM load the adapter."""
+    name = json.dumps(base, ensure_ascii=False)
+    load = f"AutoModelForCausalLM.from_pretrained({name})"
+    parts = [
+        "With peft:",
+        fenced(
+            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+            f'model = PeftModel.from_pretrained({load}, "{HERE}")',
+            "python",
+        ),
+        "With transformers, where peft is installed:",
+        fenced(f'model = {load}\nmodel.load_adapter("{HERE}")', "python"),
+    ]
+    if not method.startswith("`lora`"):
+        return parts
+    fields = recipe.get("method") if isinstance(recipe, dict) else None
+    rank = fields.get("r") if isinstance(fields, dict) else None
+    option = f" --max-lora-rank {rank}" if isinstance(rank, int) and rank > VLLM_RANK else ""
+    serve = f"vllm serve {shell(base)} --enable-lora{option} --lora-modules adapter={HERE}"
+    return [*parts, "With vLLM:", fenced(serve, "sh")]
+
+
+def merged_use() -> list[str]:
+    code = f'from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained("{HERE}")'
+    return [fenced(code, "python"), "With vLLM:", fenced(f"vllm serve {HERE}", "sh")]
 
 
 def table(columns: list[str], rows: Mapping[str, Mapping[str, Any]]) -> str:
     """A Markdown table, a row for each entry of `rows`."""
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    lines = [list(map(inline, columns)), ["---"] * len(columns)]
     for name, values in rows.items():
-        cells = [
-            f"{values.get(c, ''):.4g}" if isinstance(values.get(c), float) else str(values.get(c, ""))
-            for c in columns[1:]
-        ]
-        lines.append(f"| {' | '.join([name, *cells])} |")
-    return "\n".join(lines)
+        found = [values.get(column, "") for column in columns[1:]]
+        lines.append([inline(name), *(f"{v:.4g}" if isinstance(v, float) else inline(str(v)) for v in found)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def without_folders(recipe: str) -> str:
-    """The recipe's text with absolute paths cut to their last part: a card names no folders of somebody's machine."""
-    return re.sub(r"(?<=[\s'\"])(?:/[^\s'\"]+)+/([^\s/'\"]+)", r"\1", recipe)
+def public(name: str) -> str:
+    """A model's name as others may see it: a hub id as it is, a path without the folders it lies in."""
+    return PureWindowsPath(name).name if LOCAL.match(name) or "\\" in name else name
 
 
-def adapter_use(base: str) -> str:
-    return f'''from peft import PeftModel
-from transformers import AutoModelForCausalLM
+def shareable(value: Any) -> Any:
+    """Plain data with every absolute path in it cut to its last part."""
+    if isinstance(value, Mapping):
+        return {key: shareable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [shareable(item) for item in value]
+    absolute = isinstance(value, str) and re.match(r"[/~]|[A-Za-z]:[/\\]|\\\\", value)
+    return PureWindowsPath(value).name if absolute else value
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "path/to/this/folder")'''
+
+def inline(text: str) -> str:
+    """Foreign text on one line, of which Markdown makes text and spans of code at most."""
+    return MARKS.sub(r"\\\g<0>", " ".join(text.split()))
 
 
-def merged_use() -> str:
-    return """from transformers import AutoModelForCausalLM
+def span(text: str) -> str:
+    """Foreign text as a span of code that it cannot leave."""
+    text = " ".join(text.split())
+    ticks = "`" * (longest_run(text) + 1)
+    return f"{ticks} {text} {ticks}" if "`" in text else f"`{text}`"
 
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")"""
+
+def fenced(text: str, language: str) -> str:
+    """A block of code that `text` cannot leave."""
+    fence = "`" * max(3, longest_run(text) + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def longest_run(text: str) -> int:
+    """The length of the longest run of backticks."""
+    return max((len(run) for run in re.findall("`+", text)), default=0)
+
+
+def shell(text: str) -> str:
+    """A word for a shell."""
+    return text if re.fullmatch(r"[\w./@-]+", text, re.ASCII) else "'" + text.replace("'", "'\\''") + "'"

@@ -1,108 +1,206 @@
-"""The proof of a merge: on probe prompts, the merged model says what the adapter on the same base says.
-
-    error = ||merged - adapted|| / ||adapted||     over the logits of all probe positions, each centred
-
-Both models compute in float32, so what is left is the rounding of the merged weights to their dtype.
-"""
+"""The proof of a merge: the merged model gives the logits of the adapter on the base it was merged into."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from peftctl.errors import NotMergeable
-from peftctl.exports.tensors import Source
+from peftctl.engine.attach import bare
+from peftctl.errors import ModelError
+from peftctl.exports.dequantise import Quantised
+from peftctl.exports.running import running
+from peftctl.exports.weights import Weights
 from peftctl.methods import load
-from peftctl.models.base import Model
-from peftctl.models.base import load as load_model
+from peftctl.models import base as models
 
-PROBES = (
-    "The capital of France is Paris, and the river that runs through it is",
-    "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
-    "Die Katze sitzt auf dem Dach und wartet auf den Regen.",
-    "2 + 2 = 4, 3 * 7 = 21, and 10 - 6 =",
+TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+"""By the dtype that weights were rounded to. 32 bits: the largest difference of a logit, relative to the largest logit
+(at least 1), which is what sums in another order differ by. 16 bits: the norm of all differences relative to that of
+all logits, 2 epsilons; rounding adds up over the layers of a deep model, and single logits stray by more."""
+
+TEXTS = (
+    "The quick brown fox jumps over the lazy dog, and nobody asks why.",
+    "Übermorgen fährt Jürgen mit der U-Bahn nach Köln; das Öl ist teuer.",
+    "La niña pidió café con leche; ¿cuánto cuesta? Son 12,50 €.",
+    "Сегодня вечером мы пойдём в театр, если не будет дождя.",
+    "人工智能正在改变世界。東京は今日も雨です。",
+    "السلام عليكم، كيف حالك اليوم؟ नमस्ते दुनिया",
+    "def area(r: float) -> float:\n    return 3.14159 * r ** 2  # circle\n",
+    '1, 1, 2, 3, 5, 8, 13, 21, 34: what comes next? {"answer": 55}',
 )
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Largest error by dtype of the merged weights: a few times what rounding alone gives on real models."""
+"""What the models are asked, beside the caller's own texts."""
+
+LENGTH = 16
+"""Tokens in a row of probes."""
+
+ROWS = 24
+"""Most rows: the logits of one model for all of them are kept, 230 MB where there are 150,000 tokens."""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far the logits of one model are from those of another."""
+
+    max_difference: float
+    mean_difference: float
+    scale: float
+    """The largest logit of the other, its sign aside."""
+    relative_norm: float
+    """Norm of all differences, relative to the norm of the other's logits."""
+    kl: float
+    """Mean Kullback-Leibler divergence of the next token, in nats."""
+    top1_agreement: float
+    """Share of positions at which both find the same token the most probable."""
+
+    @classmethod
+    def of(cls, logits: Tensor, other: Tensor) -> Distance:
+        """Both [rows, length, tokens], float32."""
+        difference = (logits - other).abs()
+        kl = 0.0
+        for row, reference in zip(logits, other, strict=True):  # row by row: in float64 all of them are large
+            p, q = reference.double().log_softmax(-1), row.double().log_softmax(-1)
+            kl += float((p.exp() * (p - q)).sum(-1).mean()) / len(logits)
+        return cls(
+            max_difference=float(difference.max()),
+            mean_difference=float(difference.mean()),
+            scale=float(other.abs().max()),
+            relative_norm=float(torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(other)),
+            kl=kl,
+            top1_agreement=float((logits.argmax(-1) == other.argmax(-1)).float().mean()),
+        )
+
+    def judged(self, dtype: torch.dtype) -> float:
+        """The figure that `TOLERANCES` limits for weights rounded to `dtype`."""
+        return self.relative_norm if dtype.itemsize == 2 else self.max_difference / max(1.0, self.scale)
+
+
+def probes(tokenizer: Any, vocabulary: int, texts: Sequence[str] = ()) -> Tensor:
+    """Token ids [rows, LENGTH] of the caller's `texts` and of ours, and a row from all over the vocabulary.
+
+    Rows are cut from the texts in a row, without padding. The caller's come first, and take two thirds at most.
+    """
+    spread = [(number * vocabulary // LENGTH + number) % vocabulary for number in range(LENGTH)]
+    own = rows(tokenizer, TEXTS)
+    asked = rows(tokenizer, texts)[: ROWS * 2 // 3]
+    return torch.tensor([*asked, *own[: ROWS - 1 - len(asked)], spread])
+
+
+def rows(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of `texts`, one after the other, cut into rows; the last one begins again with the first tokens."""
+    ids = [token for text in texts for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    ids += ids[: -len(ids) % LENGTH] if len(ids) >= LENGTH else ids * LENGTH
+    return [ids[start : start + LENGTH] for start in range(0, len(ids) - LENGTH + 1, LENGTH)]
+
+
+@torch.no_grad()
+def logits(model: nn.Module, ids: Tensor) -> Tensor:
+    """float32 on the CPU, [rows, length, tokens]. Raises ModelError when one is not finite."""
+    device = next(p.device for p in model.parameters() if not p.is_meta)
+    ids = ids.to(device)
+    found: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float().cpu()
+    if not bool(torch.isfinite(found).all()):
+        raise ModelError("the proof: a logit is not a finite number", "is the base, or the adapter, damaged?")
+    return found
 
 
 @dataclass(frozen=True)
 class Proof:
-    """How far two models are apart on the probes."""
+    """What was found; `judge` says whether it is good enough."""
 
-    error: float
-    """Relative distance of the logits, as above."""
-    largest: float
-    """Largest difference of a single logit."""
-    kl: float
-    """Mean Kullback-Leibler divergence [nats] of the next-token distributions."""
-    top1: float
-    """Share of positions with the same most probable token."""
+    merged: Distance
+    """The merged model from the adapter on its base."""
+    effect: Distance
+    """The adapter on its base from the base alone: what there was to merge."""
+    quantised: Distance | None
+    """The merged model from the run as it was trained, quantised; only told."""
+    dtype: torch.dtype
+    """The coarsest that changed weights were rounded to."""
+    rows: int
 
-    def record(self) -> dict[str, float]:
-        return asdict(self)
+    @property
+    def difference(self) -> float:
+        """What is judged."""
+        return self.merged.judged(self.dtype)
+
+    def judge(self, place: str) -> None:
+        """Raise ModelError when the merged model is another one than the adapter on its base."""
+        if not self.difference <= TOLERANCES[self.dtype]:
+            raise ModelError(
+                f"{place}: the merged model is not the adapter on its base: its logits differ by "
+                f"{self.difference:.2g} of their size, more than {TOLERANCES[self.dtype]:.2g}",
+                "`export.dtype: float32` rounds least" if self.dtype.itemsize == 2 else None,
+            )
+
+    @property
+    def drowned(self) -> bool:
+        """Whether rounding moves the model by more than half of what the adapter does."""
+        return self.merged.mean_difference > 0.5 * self.effect.mean_difference
+
+    def record(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "difference": self.difference,
+            "tolerance": TOLERANCES[self.dtype],
+            "rounded_to": str(self.dtype).removeprefix("torch."),
+            "positions": self.rows * LENGTH,
+            "merged_from_adapter": asdict(self.merged),
+            "adapter_from_base": asdict(self.effect),
+            "merged_from_quantised_run": asdict(self.quantised) if self.quantised else None,
+        }
 
 
-def probe_ids(tokenizer: Any, texts: Sequence[str] = ()) -> list[list[int]]:
-    """The probes, and the caller's own texts, as ids of at most 64 tokens."""
-    return [tokenizer(text, verbose=False)["input_ids"][:64] for text in (*PROBES, *texts)]
+def prove(
+    adapter: Path,
+    base: tuple[Path, Weights],
+    merged: tuple[Path, Weights],
+    ids: Tensor,
+    *,
+    dtypes: set[torch.dtype],
+    quantised: Quantised | None = None,
+    memory: int | None = None,
+    poll: Callable[[], None],
+) -> Proof:
+    """Compare three models on the probes `ids`, one model in memory at a time.
 
-
-@torch.no_grad()
-def logits(model: nn.Module, probes: Sequence[Sequence[int]]) -> Tensor:
-    """Float32 logits [positions, vocabulary] of every probe, one after the other, on the CPU."""
-    device = next(model.parameters()).device
-    rows = [model(input_ids=torch.tensor([list(ids)], device=device)).logits[0].float().cpu() for ids in probes]
-    return torch.cat(rows)
-
-
-def compare(reference: Tensor, other: Tensor) -> Proof:
-    """How far `other` is from `reference`, both logits [positions, vocabulary]."""
-    width = min(reference.shape[1], other.shape[1])
-    reference, other = reference[:, :width], other[:, :width]
-    centred = reference - reference.mean(dim=1, keepdim=True)
-    difference = other - reference
-    moved = difference - difference.mean(dim=1, keepdim=True)
-    p, q = reference.log_softmax(dim=1), other.log_softmax(dim=1)
+    `base` and `merged` are folders with what to read of them; `dtypes` are those that changed weights were rounded
+    to. Raises what loading a model raises.
+    """
+    model = load(running(*base, memory), adapter).eval()
+    poll()
+    reference = logits(model, ids)
+    with bare(model):
+        effect = Distance.of(reference, logits(model, ids))
+    del model
+    gc.collect()  # a model and its hooks are a cycle
+    poll()
+    model = running(*merged, memory)
+    poll()
+    found = logits(model, ids)
+    del model
+    gc.collect()
+    poll()
     return Proof(
-        error=float(moved.norm() / centred.norm()),
-        largest=float(difference.abs().max()),
-        kl=float((p.exp() * (p - q)).sum(dim=1).mean()),
-        top1=float((reference.argmax(dim=1) == other.argmax(dim=1)).float().mean()),
+        merged=Distance.of(found, reference),
+        effect=effect,
+        quantised=None if quantised is None else distance_to_run(found, adapter, base[0], quantised, ids),
+        dtype=max(dtypes, key=lambda dtype: TOLERANCES[dtype]),
+        rows=len(ids),
     )
 
 
-def adapted_logits(base: Path, adapter: Path, probes: Sequence[Sequence[int]], settings: Model) -> Tensor:
-    """Logits of the adapter on the base in the folder `base`, loaded as `settings` says."""
-    model = load_model(settings_for(settings, base)).model
-    return logits(load(model, adapter), probes)
+def distance_to_run(merged: Tensor, adapter: Path, base: Path, quantised: Quantised, ids: Tensor) -> Distance | None:
+    """How far the merged model's logits are from those of the quantised base with its adapter, as it was trained.
 
-
-def plain_logits(folder: Path, probes: Sequence[Sequence[int]], settings: Model) -> Tensor:
-    """Logits of the model in `folder`, loaded as `settings` says."""
-    return logits(load_model(settings_for(settings, folder)).model, probes)
-
-
-def stored_dtype(folder: Path) -> torch.dtype:
-    """The least precise dtype of the weights in `folder`: what rounding in them is measured by."""
-    source = Source(folder, str(folder))
-    kinds = {source[name].dtype for name in source}
-    return next((dtype for dtype in (torch.bfloat16, torch.float16) if dtype in kinds), torch.float32)
-
-
-def settings_for(settings: Model, folder: Path) -> Model:
-    """The same settings for another folder."""
-    return replace(settings, name_or_path=str(folder), revision=None)
-
-
-def judge(proof: Proof, dtype: torch.dtype) -> None:
-    """Raise NotMergeable when a merge is further from its adapter than rounding explains."""
-    tolerance = TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16])
-    if not proof.error <= tolerance:
-        text = f"the merged model differs from the adapter by {proof.error:.2g} of its logits; {tolerance:g} is allowed"
-        raise NotMergeable(text, "merge with `export.dtype: float32`; if it stays, this is a fault of peftctl")
+    None where that cannot be run: bitsandbytes does not load, or the device does not quantise.
+    """
+    try:
+        model = models.load(quantised.block(base)).model
+    except ModelError:
+        return None
+    return Distance.of(merged, logits(load(model, adapter).eval(), ids))

@@ -19,13 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftctl.config.block import Count, Positive, Probability
+from peftctl.config.quote import quoted
 from peftctl.engine import hosts
 from peftctl.engine.adapter import Adapter, Linear
 from peftctl.engine.anatomy import Site, modules
-from peftctl.engine.method import Targeted, by_pattern, register
-from peftctl.engine.peft_config import LORA, LORA_CHANGES_BASE, Reader, harmless, refuse_unknown
+from peftctl.engine.method import Targeted, register
+from peftctl.engine.patterns import by_pattern
+from peftctl.engine.peft_config import LORA, LORA_CHANGES_BASE, Reader
 from peftctl.engine.trained import Bias, own_bias, rebiased
-from peftctl.errors import AdapterError, Problem
 
 
 class LowRank(Adapter):
@@ -136,11 +137,11 @@ class LoRA(Targeted):
         return sites + self.other_biases(model, sites) if self.bias == "all" else sites
 
     def other_biases(self, model: nn.Module, taken: list[Site]) -> list[Site]:
-        """Modules outside `taken` that end in adding a bias."""
-        names = {site.name for site in taken}
+        """Modules outside all of `taken` that end in adding a bias."""
+        inside = tuple(f"{site.name}." for site in taken)
         ends = (nn.LayerNorm, nn.GroupNorm, nn.Conv1d, nn.Conv2d)
         adding = (s for s in modules(model) if hosts.is_linear(s.module) or isinstance(s.module, ends))
-        return [s for s in adding if s.name not in names and hosts.bias(s.module) is not None]
+        return [s for s in adding if not f"{s.name}.".startswith(inside) and hosts.bias(s.module) is not None]
 
     def build(self, model: nn.Module, sites: list[Site]) -> list[Adapter]:
         adapted = super().sites(model)
@@ -155,7 +156,7 @@ class LoRA(Targeted):
     def groups(self, named: Mapping[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]]:
         if self.lora_plus_ratio is None:
             return super().groups(named, learning_rate)
-        fast = [p for n, p in named.items() if ".lora_B." in n or n.endswith(".lora_embedding_B")]
+        fast = [p for n, p in named.items() if n.endswith((".lora_B.weight", ".lora_embedding_B"))]
         slow = [p for p in named.values() if not any(p is q for q in fast)]
         groups = [{"params": slow, "lr": learning_rate}, {"params": fast, "lr": learning_rate * self.lora_plus_ratio}]
         return [group for group in groups if group["params"]]
@@ -183,32 +184,35 @@ class LoRA(Targeted):
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str) -> LoRA:
         read = Reader(config, place)
-        refuse_unknown(config, LORA, UNDERSTOOD, place)
+        read.supported(LORA, UNDERSTOOD)
         init = config.get("init_lora_weights")
-        if isinstance(init, str) and init.startswith(LORA_CHANGES_BASE):
-            text = f"{place}: init_lora_weights: `{init}` makes the adapter one for a changed base"
-            raise AdapterError(text, "save it from PEFT with `path_initial_model_for_weight_conversion`")
-        ranks = {site(key): shape[0] for key, shape in shapes.items() if key.endswith(A_LEAVES)}
-        r = read.count("r", LORA["r"])
-        pattern = harmless(config.get("rank_pattern") or {}, f"{place}: rank_pattern")
-        alpha_pattern = harmless(config.get("alpha_pattern") or {}, f"{place}: alpha_pattern")
-        wrong = [(name, rank) for name, rank in ranks.items() if rank != by_pattern(pattern, name, r)]
-        if wrong:
-            text = f"{place}: `{{}}` has rank {{}}, the config says {{}}"
-            problems = [Problem(text.format(name, rank, by_pattern(pattern, name, r))) for name, rank in wrong]
-            raise AdapterError.of(problems)
-        alpha = read.number("lora_alpha", LORA["lora_alpha"])
+        if isinstance(init, str) and init.lower().startswith(LORA_CHANGES_BASE):
+            hint = "save it from PEFT with `path_initial_model_for_weight_conversion`"
+            read.wrong("init_lora_weights", f"{quoted(init)} makes the adapter one for a changed base", hint)
+        ranks = {site(key): shape[0] if shape else 0 for key, shape in shapes.items() if key.endswith(A_LEAVES)}
+        r, alpha = read.count("r", LORA["r"]), read.number("lora_alpha", LORA["lora_alpha"])
+        dropout, use_rslora = read.number("lora_dropout", 0.0, most=1), read.flag("use_rslora")
+        bias, saved = read.choice("bias", ("none", "all", "lora_only")), read.saved(shapes)
+        pattern, alpha_pattern = read.patterns("rank_pattern", ranks), read.patterns("alpha_pattern", ranks)
+        if not ranks:
+            read.wrong("peft_type", "the tensor file beside it holds no LoRA")
+        read.done()
+        for name, rank in ranks.items():
+            said = by_pattern(pattern, name, r)
+            if rank != said:
+                read.wrong("r", f"{quoted(name)} has rank {rank}, the config says {said}")
+        read.done()
         alphas = {name: by_pattern(alpha_pattern, name, alpha) for name in ranks}
         return cls(
             r=r,
             alpha=alpha,
-            dropout=read.number("lora_dropout", 0.0),
-            use_rslora=read.flag("use_rslora"),
-            bias=read.choice("bias", ("none", "all", "lora_only")),  # type: ignore[arg-type]
+            dropout=dropout,
+            use_rslora=use_rslora,
+            bias=bias,  # type: ignore[arg-type]
             target_modules=sorted(ranks),
-            modules_to_save=read.saved(shapes),
-            rank_pattern={re.escape(name): rank for name, rank in ranks.items() if rank != r},
-            alpha_pattern={re.escape(name): value for name, value in alphas.items() if value != alpha},
+            modules_to_save=saved,
+            rank_pattern={"^" + re.escape(name): rank for name, rank in ranks.items() if rank != r},
+            alpha_pattern={"^" + re.escape(name): value for name, value in alphas.items() if value != alpha},
         )
 
 
@@ -222,7 +226,7 @@ def site(key: str) -> str:
 
 UNDERSTOOD = {
     *("r", "lora_alpha", "lora_dropout", "use_rslora", "bias", "target_modules", "modules_to_save"),
-    *("rank_pattern", "alpha_pattern", "init_lora_weights", "use_dora", "use_qalora"),
+    *("rank_pattern", "alpha_pattern", "init_lora_weights"),
     # where the adapter sits is read from its tensors; these say the same in other words
     *("exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"),
     # of interest while training only, or meaningless here

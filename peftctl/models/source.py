@@ -19,6 +19,9 @@ _SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 """Everything of a hub repository but its weights: configuration, tokenizer, chat template."""
 
 
+_ADAPTER = ["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "README.md"]
+
+
 def resolve(name_or_path: str, root: Path = Path(".")) -> Path | str:
     """The absolute path of what exists, seen from `root`, else the hub id.
 
@@ -95,6 +98,24 @@ def fetch(repo: str, revision: str | None, *, weights: bool, say: Say = silent) 
             except errors.EntryNotFoundError:  # no safetensors in the repository
                 raise ModelError(f"{place}: no safetensors weights on the hub", "convert to safetensors") from None
     return folder
+
+
+def adapter(name_or_path: str, say: Say = silent) -> Path:
+    """The folder of an adapter: the path itself, or for a hub id that repository's adapter in the hub's own cache.
+
+    A path need not exist; who reads it says so. A text is a hub id when it has two parts and nothing of that name, not
+    even its first part, is here. Raises ModelError and StorageError as `local` does.
+    """
+    path = Path(name_or_path).expanduser()
+    parts = name_or_path.split("/")
+    of_hub = len(parts) == 2 and _HUB_ID.fullmatch(name_or_path) and not name_or_path.lower().endswith(_FILES)
+    if not of_hub or os.path.exists(path) or os.path.exists(path.parent):
+        return path
+    from huggingface_hub import snapshot_download
+
+    say(f"looking for the adapter `{name_or_path}` on the hub")
+    with _hub_errors(name_or_path, None, name_or_path), quiet():
+        return Path(snapshot_download(name_or_path, allow_patterns=_ADAPTER))
 
 
 @contextmanager

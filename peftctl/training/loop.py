@@ -122,9 +122,8 @@ def train(
     progress = Progress()
 
     if trainer.gradient_checkpointing:
-        checkpointed: Any = model  # one of transformers', which knows how
-        checkpointed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        checkpointed.enable_input_require_grads()
+        recomputing: Any = model  # transformers' models know how
+        recomputing.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     parameters = trained(model)
     names = {parameter: name for name, parameter in parameters.items()}
     rate = trainer.learning_rate or method.learning_rate

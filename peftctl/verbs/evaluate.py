@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peftctl.engine.attach import bare
+from peftctl.engine.disk import WEIGHTS
 from peftctl.errors import RunError
 from peftctl.evaluation.measure import measure, summary
 from peftctl.methods import load
@@ -53,6 +54,7 @@ def evaluate(
     record = {
         "model": base.name,
         "adapter": str(found.adapter) if found.adapter else None,
+        "adapter_sha256": provenance.file_digest(found.adapter / WEIGHTS) if found.adapter else None,
         "data": rows.digest,
         "evaluated": provenance.now(),
         "figures": figures,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 from peftctl import recipe as recipes
+from peftctl.engine.disk import WEIGHTS
 from peftctl.exports.card import Facts
 from peftctl.recipe import Recipe
+from peftctl.verbs import provenance
 from peftctl.verbs.run_folder import RunFolder
 
 
@@ -18,15 +18,21 @@ def facts_of(recipe: Recipe, base: str, counts: dict[str, dict[str, int]]) -> Fa
 def facts_of_run(folder: RunFolder, merged: bool) -> Facts:
     """The facts of a finished run, out of its folder; with what `peftctl eval` measured."""
     recipe, record = recipes.read_run(folder.path), folder.read_provenance()
-    figures = json.loads(folder.evaluation.read_bytes())["figures"] if folder.evaluation.is_file() else {}
     return Facts(
         base=record.get("base", {}).get("name", recipe.model.name_or_path),
         method=in_words(recipe),
         recipe=recipes.dump(recipe),
         counts=record.get("rows", {}),
-        figures=figures,
+        figures=figures_of(folder),
         merged=merged,
     )
+
+
+def figures_of(folder: RunFolder) -> dict[str, dict[str, float]]:
+    """What `peftctl eval` measured last; nothing when that was another adapter than the run's own."""
+    measured = folder.read_json(folder.evaluation)
+    mine = measured and measured.get("adapter_sha256") == provenance.file_digest(folder.adapter / WEIGHTS)
+    return dict(measured.get("figures", {})) if mine else {}
 
 
 def in_words(recipe: Recipe) -> str:

@@ -38,6 +38,7 @@ def generate(
     """
     keep_memory()
     found = open_target(target)
+    found.check_base()
     say = speaker(listen)
     loaded = models.load(found.model, say=say)
     if found.adapter is not None:

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
-import torch
-
-from peftctl.errors import Interrupted, NotMergeable, RunError
-from peftctl.exports import proof
+from peftctl.errors import Interrupted, RunError
 from peftctl.exports.card import card
+from peftctl.exports.dequantise import Quantised
 from peftctl.exports.export import Export
-from peftctl.exports.merge import REPORT, Merge, Quantised, merge_into
+from peftctl.exports.merge import merge as merge_folder
 from peftctl.models.allocator import keep_memory
-from peftctl.models.base import Model, fingerprint, load_tokenizer
-from peftctl.models.device import choose_device, choose_dtype
 from peftctl.models.source import local
-from peftctl.training import storage
 from peftctl.training.signals import Stop
-from peftctl.verbs import provenance
 from peftctl.verbs.events import Listen, silent, speaker, ticker
 from peftctl.verbs.facts import facts_of_run
-from peftctl.verbs.target import Target, open_target, with_base
+from peftctl.verbs.target import open_target, with_base
 
 
 def merge(
@@ -43,8 +36,7 @@ def merge(
         base: another name or path of the base model.
 
     Raises:
-        NotMergeable: a method that no weight can express, or a merge that differs from its adapter.
-        PeftctlError: whatever else is wrong; nothing that looks finished is left behind.
+        PeftctlError: whatever is wrong; nothing that looks finished is left behind.
     """
     keep_memory()
     found = with_base(open_target(target), base)
@@ -54,99 +46,44 @@ def merge(
         found.check_base()
     say = speaker(listen)
     settings = found.recipe.export if found.recipe else Export()
-    into = into or settings.into
-    folder = local(found.model.name_or_path, found.model.revision, say=say)
-    dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    quantised = held(found.model, into)
-    with Stop() as stop, storage.staged(Path(output)) as staged:
-        tick = stopping(stop, ticker(listen, "merging"))
-        done = merge_into(
-            staged,
-            folder,
+    with Stop() as stop:
+        report = merge_folder(
+            local(found.model.name_or_path, found.model.revision, say=say),
             found.adapter,
-            dtype=dtype,
-            quantised=quantised,
-            shard_size=settings.shard_size * 1e9,
-            tick=tick,
+            Path(output),
+            dtype=settings.dtype,
+            into=cast(Literal["base", "dequantised"], into or settings.into),
+            quantised=Quantised.of(found.model),
+            shard_size=settings.shard_size,
+            base_name=Path(found.model.name_or_path).name,
+            beside={"README.md": card(facts_of_run(found.folder, merged=True))} if found.folder else None,
+            poll=polling(stop),
+            say=say,
+            progress=ticker(listen, "merging"),
         )
-        say("comparing the merged model with the adapter")
-        proven = prove(found, folder, staged, done, into, say)
-        record = report(found, folder, done, into, proven)
-        (staged / REPORT).write_bytes(provenance.json_bytes(record))
-        if found.folder is not None:
-            text = card(facts_of_run(found.folder, merged=True))
-            (staged / "README.md").write_text(text, encoding="utf-8")
-        stopping(stop, lambda done, total: None)(1, 1)
-    tell(record, listen)
-    return {"path": str(output), **record}
+    tell(report, listen)
+    return {"path": str(output), **report}
 
 
-def held(model: Model, into: str) -> Quantised | None:
-    """How the base was held in training, when the merge goes into that."""
-    if into == "base":
-        return None
-    if model.quantization == "none":
-        raise RunError("`--into dequantised`: this adapter was trained on an unquantised base", "leave `--into` out")
-    dtype = choose_dtype(model.dtype, choose_device(model.device))
-    return Quantised(model.quantization, model.double_quantization, dtype)
-
-
-def prove(
-    target: Target, base: Path, merged: Path, done: Merge, into: str, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Compare the merged model with the adapter on what it was merged into; judge the distance."""
-    assert target.adapter is not None
-    exact = replace(target.model, quantization="none", dtype="float32")
-    probes = proof.probe_ids(load_tokenizer(replace(target.model, name_or_path=str(base), revision=None)))
-    merged_logits = proof.plain_logits(merged, probes, exact)
-    record: dict[str, Any] = {}
-    if into == "base":
-        found = proof.compare(proof.adapted_logits(base, target.adapter, probes, exact), merged_logits)
-        proof.judge(found, proof.stored_dtype(merged))
-        record["merged_against_adapter"] = found.record()
-    if target.model.quantization != "none":
-        ran = proof.compare(proof.adapted_logits(base, target.adapter, probes, target.model), merged_logits)
-        if into == "dequantised":
-            proof.judge(ran, torch.bfloat16)  # the run itself computed in half precision
-        record["merged_against_the_quantised_run"] = ran.record()
-    if not done.changed:
-        raise NotMergeable(f"{target.adapter}: no weight changed", "the adapter is as it was before training")
-    return record
-
-
-def report(target: Target, base: Path, done: Merge, into: str, proven: dict[str, Any]) -> dict[str, Any]:
-    """merge_report.json."""
-    return {
-        "adapter_sha256": done.adapter_sha256,
-        "base": {"name": target.model.name_or_path, **fingerprint(base)},
-        "into": into,
-        "proof": proven,
-        "bytes": done.bytes,
-        "untied": done.untied,
-        "changed": done.changed,
-        "unchanged": done.unchanged,
-        "versions": provenance.versions(),
-        "merged": provenance.now(),
-    }
-
-
-def tell(record: dict[str, Any], listen: Listen) -> None:
+def tell(report: dict[str, Any], listen: Listen) -> None:
     """The report in a few lines."""
-    rows = [["tensors changed", str(len(record["changed"]))]]
-    if record["unchanged"]:
-        rows.append(["adapted but unchanged", str(len(record["unchanged"]))])
-    for name, figures in record["proof"].items():
-        label = name.replace("_", " ")
-        rows.append([label, f"{figures['error']:.2g} of the logits, top token equal in {figures['top1']:.1%}"])
-    listen({"event": "table", "title": "merged", "columns": ["", ""], "rows": rows})
+    proof, tensors = report["proof"], report["tensors"]
+    near = proof["merged_from_adapter"]
+    rows = [
+        ["tensors changed", f"{len(tensors['changed'])} of {tensors['total']}"],
+        ["distance from the adapter", f"{proof['difference']:.2g} of the logits; {proof['tolerance']:g} is allowed"],
+        ["same most probable token", f"{near['top1_agreement']:.1%} of {proof['positions']} positions"],
+    ]
+    if run := proof["merged_from_quantised_run"]:
+        rows.append(["distance from the quantised run", f"{run['relative_norm']:.2g} of the logits, not judged"])
+    listen({"event": "table", "title": "merged", "columns": ["proof", "figure"], "rows": rows})
 
 
-def stopping(stop: Stop, tick: Callable[[int, int], None]) -> Callable[[int, int], None]:
-    """`tick`, but a signal ends the merge; nothing is left of it."""
+def polling(stop: Stop) -> Callable[[], None]:
+    """Raises Interrupted after a signal; nothing is left of the merge."""
 
-    def ticked(done: int, total: int) -> None:
+    def poll() -> None:
         if stop.requested:
             raise Interrupted(f"stopped by {stop.requested}; nothing was written", "run the same command again")
-        tick(done, total)
 
-    return ticked
+    return poll

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from peftctl.errors import RunError, StorageError
+from peftctl.models.base import fingerprint
 from peftctl.training import filesystem, storage
 from peftctl.verbs.provenance import json_bytes
 
@@ -54,13 +55,37 @@ class RunFolder:
 
     def read_provenance(self) -> dict[str, Any]:
         """provenance.json; empty when there is none. Raises StorageError when it is damaged."""
-        if not self.provenance.is_file():
+        return self.read_json(self.provenance)
+
+    def read_json(self, path: Path) -> dict[str, Any]:
+        """A small file of this folder; empty when there is none. Raises StorageError when it is damaged."""
+        if not path.is_file():
             return {}
         try:
-            record = json.loads(self.provenance.read_bytes())
-        except ValueError as error:
-            raise StorageError(f"{self.provenance}: damaged: {error}") from None
-        return dict(record)
+            with filesystem.guarded(path):
+                return dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise StorageError(f"{path}: damaged: {error}") from None
+
+    def refuse_unwritable(self) -> None:
+        """Raise StorageError where nothing could be written, before anything slow begins."""
+        with filesystem.guarded(self.path):
+            nearest = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise StorageError(f"{nearest}: a file is in the way of a folder", "choose another place with `--output`")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise StorageError(f"{nearest}: no permission to write here", "choose another place with `--output`")
+
+    def refuse_other_base(self, base: Path, name: str) -> None:
+        """Raise RunError when the model in the folder `base`, called `name`, is not the one this run was trained on."""
+        then, now = self.read_provenance().get("base", {}), fingerprint(base)
+        # another commit of the hub may bring the same model
+        changed = [key for key in ("config", "weights") if key in then and then[key] != now[key]]
+        if changed:
+            hint = f"its {' and '.join(changed)} differ"
+            if then.get("commit"):
+                hint += f"; set `model.revision={then['commit']}`"
+            raise RunError(f"{name}: not the base that `{self.path}` was trained on", hint)
 
     def write_json(self, path: Path, record: dict[str, Any]) -> None:
         """A small file of this folder, whole or not at all."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from peftctl import bundled
 from peftctl import recipe as recipes
-from peftctl.engine.disk import CONFIG, read_config
+from peftctl.engine.peft_config import CONFIG, read_config
 from peftctl.errors import RunError
-from peftctl.models.base import Model, fingerprint
+from peftctl.models.base import Model
+from peftctl.models.source import adapter as find_adapter
 from peftctl.models.source import local
 from peftctl.recipe import Recipe
 from peftctl.verbs.run_folder import RunFolder
@@ -27,14 +28,9 @@ class Target:
 
     def check_base(self) -> None:
         """Raise RunError when the base is not the one that the run was trained on."""
-        if self.folder is None:
-            return
-        then = self.folder.read_provenance().get("base", {})
-        now = fingerprint(local(self.model.name_or_path, self.model.revision))
-        changed = [key for key in now if key in then and json.loads(json.dumps(now[key])) != then[key]]
-        if changed:
-            text = f"{self.model.name_or_path}: not the base that `{self.folder.path}` was trained on"
-            raise RunError(text, f"different: {', '.join(changed)}")
+        if self.folder is not None:
+            model = self.model
+            self.folder.refuse_other_base(local(model.name_or_path, model.revision), model.name_or_path)
 
 
 def open_target(target: str, overrides: Iterable[str] = (), adapter: str | None = None) -> Target:
@@ -42,7 +38,8 @@ def open_target(target: str, overrides: Iterable[str] = (), adapter: str | None 
 
     Raises RunError when it is none of the three, RecipeError for a recipe with mistakes.
     """
-    path = Path(target)
+    named = target.removesuffix(".yaml") in bundled.names()
+    path = Path(target) if named else find_adapter(target)
     if (path / "recipe.yaml").is_file():
         return of_run(RunFolder(path), overrides, adapter)
     if (path / CONFIG).is_file():
@@ -52,7 +49,7 @@ def open_target(target: str, overrides: Iterable[str] = (), adapter: str | None 
     recipe = recipes.read(target, overrides)
     run = RunFolder(recipe.output)
     folder = run if run.finished else None
-    found = Path(adapter) if adapter else (run.adapter if folder else None)
+    found = find_adapter(adapter) if adapter else (run.adapter if folder else None)
     return Target(recipe.model, found, recipe, folder)
 
 
@@ -62,7 +59,7 @@ def of_run(folder: RunFolder, overrides: Iterable[str], adapter: str | None) -> 
     if adapter is None and not folder.finished:
         text = f"{folder.path}: this run is not finished"
         raise RunError(text, "go on with `peftctl train --resume`, or name a checkpoint's `adapter` folder")
-    return Target(recipe.model, Path(adapter) if adapter else folder.adapter, recipe, folder)
+    return Target(recipe.model, find_adapter(adapter) if adapter else folder.adapter, recipe, folder)
 
 
 def of_adapter(path: Path, adapter: str | None) -> Target:
@@ -71,11 +68,11 @@ def of_adapter(path: Path, adapter: str | None) -> Target:
         if (parent / "recipe.yaml").is_file():
             folder = RunFolder(parent)
             recipe = recipes.read_run(parent)
-            return Target(recipe.model, Path(adapter or path), recipe, folder)
+            return Target(recipe.model, find_adapter(adapter) if adapter else path, recipe, folder)
     base = read_config(path).get("base_model_name_or_path")
     if not base:
         raise RunError(f"{path}: its config names no base model", "give one with `--base`")
-    return Target(Model(name_or_path=base), Path(adapter or path))
+    return Target(Model(name_or_path=base), find_adapter(adapter) if adapter else path)
 
 
 def with_base(target: Target, base: str | None) -> Target:

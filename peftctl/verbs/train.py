@@ -13,7 +13,7 @@ import torch
 
 from peftctl import recipe as recipes
 from peftctl.engine.attach import attach
-from peftctl.engine.disk import read_into, save
+from peftctl.engine.disk import save
 from peftctl.errors import Interrupted, RunError
 from peftctl.exports.card import card
 from peftctl.models import base as models
@@ -31,6 +31,7 @@ from peftctl.verbs.facts import facts_of
 from peftctl.verbs.plan import Plan
 from peftctl.verbs.rows import Rows
 from peftctl.verbs.run_folder import RunFolder
+from peftctl.verbs.start import start_from
 
 
 def train(
@@ -60,6 +61,7 @@ def train(
     with Stop() as stop:
         if not dry_run:
             refuse_foreign(folder, recipe, resume)
+            folder.refuse_unwritable()
         accelerator = processes(recipe)
         if not accelerator.is_main_process:
             listen = silent
@@ -72,7 +74,7 @@ def train(
         torch.manual_seed(recipe.seed)  # the adapter's start
         attach(base.model, recipe.method)
         if recipe.method.init_from:
-            read_into(base.model, recipe.method.init_from)
+            start_from(base.model, recipe.method, listen)
         plan = Plan.of(recipe, base, rows, folder.path)
         plan.tell(listen, details=dry_run)
         if dry_run:
@@ -95,7 +97,12 @@ def run(
 ) -> Progress:
     """Train what is attached to `base`, in the run folder, and write the adapter at the end."""
     say = speaker(listen)
-    found = begin(folder, recipe, base, rows, resume, say) if accelerator.is_main_process else None
+    found = None
+    if accelerator.is_main_process:
+        refuse_foreign(folder, recipe, resume)  # another process may have begun it while this one loaded its model
+        if folder.finished:
+            raise RunError(f"{folder.path}: another process has just finished this run", "nothing is left to do")
+        found = begin(folder, recipe, base, rows, resume, say)
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         found, _ = checkpoint.latest(folder.checkpoints) if resume else (None, [])
@@ -103,8 +110,9 @@ def run(
         for difference in found.changed_since(accelerator.device):
             listen({"event": "warning", "text": f"going on, but not bit for bit: {difference}", "hint": None})
     write = partial(write_adapter, recipe=recipe, base=base, rows=rows)
-    journal = Journal(folder.metrics, step=found.step if found else 0, listener=listen)
-    with journal if accelerator.is_main_process else nullcontext():
+    done = found.step if found else 0
+    main = accelerator.is_main_process  # the only one that may cut the file back to the step it goes on from
+    with Journal(folder.metrics, step=done, listener=listen) if main else nullcontext() as journal:
         progress = loop(
             base.model,
             recipe.method,
@@ -116,7 +124,7 @@ def run(
             seed=recipe.seed,
             folder=folder.checkpoints,
             stop=stop,
-            log=journal.write if accelerator.is_main_process else silent,
+            log=journal.write if journal else silent,
             write_adapter=write,
             resume_from=found,
         )
@@ -148,6 +156,7 @@ def begin(
         return None
     if rows.digests() != folder.read_provenance().get("data"):
         raise RunError(f"{folder.path}: the data changed since this run began", "train anew with `--output`")
+    folder.refuse_other_base(base.folder, base.name)
     found, skipped = checkpoint.latest(folder.checkpoints)
     for path, why in skipped:
         say(f"{path.name} is damaged and was skipped: {why}")

@@ -113,7 +113,6 @@ def test_gradient_checkpointing_changes_nothing(method, name):
                 module.p = 0.0
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            model.enable_input_require_grads()
         model(**inputs(model)).logits.square().mean().backward()
         return {key: p.grad for key, p in trained(model).items()}
 

@@ -1,0 +1,151 @@
+"""What merging does to every tensor of a base, known before any is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from peftctl.engine.adapter import Adapter
+from peftctl.engine.attach import adapters_of
+from peftctl.errors import AdapterError, ModelError, NotMergeable, Problem
+from peftctl.exports.skeleton import ends, keys, tensors, tied
+from peftctl.exports.weights import Weights
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Change = tuple[Adapter, str]
+"""An adapter, and the name that a parameter has below its host."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of the merged model."""
+
+    name: str
+    """In the merged files: as in the base's, or the model's own for one that was tied."""
+
+    key: str
+    """In the base's files."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    changes: tuple[Change, ...] = ()
+    """What changes it."""
+
+    cast: bool = False
+    """Whether `dtype` is another one than the file's."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    def before(self, weights: Weights) -> Tensor:
+        """What is merged into, in the dtype of the result. Raises ModelError when it does not fit that."""
+        return self.fitted(weights.read(self.key))
+
+    def after(self, weights: Weights) -> Tensor:
+        """The merged tensor: float32 arithmetic, rounded once."""
+        value = weights.read(self.key)
+        if not self.changes:
+            return self.fitted(value)
+        value = value.float()
+        for adapter, leaf in self.changes:
+            value = adapter.merged(value, leaf)
+        return self.fitted(value)
+
+    def fitted(self, value: Tensor) -> Tensor:
+        """`value` in the dtype of the result; a tensor that keeps its dtype is passed on bit for bit."""
+        result = value.to(self.dtype)
+        if (self.changes or self.cast) and not bool(torch.isfinite(result).all()):
+            raise ModelError(
+                f"`{self.name}`: not finite in {str(self.dtype).removeprefix('torch.')}",
+                "merge into `bfloat16` or `float32`, which hold larger numbers than `float16`",
+            )
+        return result
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All tensors of the merged model, in the order of the base's files."""
+
+    parts: list[Part]
+
+    untied: bool
+    """Whether embedding and output head stop sharing one weight."""
+
+    @classmethod
+    def of(cls, model: nn.Module, weights: Weights, name: str, dtype: DType) -> Plan:
+        """The plan for the adapter `name`, attached to the skeleton `model` of the files `weights`.
+
+        Raises NotMergeable with all sites whose adapter is more than a change of weights, AdapterError when a change
+        cannot be written into this model, ModelError when files and model do not fit.
+        """
+        changed, found = changes(model, name), keys(model, weights)
+        groups = [group for group in tied(model) if group & changed.keys()]
+        refuse_inseparable(model, groups)
+        origin = dict(found)
+        for group in groups:
+            present = next((found[member] for member in sorted(group) if member in found), None)
+            origin |= {member: present for member in group if member not in found and present is not None}
+        refuse_unfit(model, weights, changed, origin)
+        by_key = {key: member for member, key in found.items()}
+
+        def part(name: str, key: str, member: str | None) -> Part:
+            stored = weights.stored[key]
+            wanted = stored.dtype
+            if dtype != "auto" and wanted.is_floating_point:
+                wanted = getattr(torch, dtype)
+            applied = changed.get(member, ()) if member is not None else ()
+            return Part(name, key, wanted, stored.shape, applied, wanted is not stored.dtype)
+
+        parts = [part(key, key, by_key.get(key)) for key in weights.stored]
+        parts += [part(member, key, member) for member, key in origin.items() if member not in found]
+        return cls(parts, untied=bool(groups))
+
+
+def changes(model: nn.Module, name: str) -> dict[str, tuple[Change, ...]]:
+    """Which adapters called `name` change which parameters of the base; raises NotMergeable with all that cannot."""
+    found: dict[str, tuple[Change, ...]] = {}
+    problems = []
+    for site, adapter in adapters_of(model, name).items():
+        try:
+            for leaf, parameter in tensors(adapter.host).items():
+                if isinstance(parameter, nn.Parameter) and adapter.merged(parameter, leaf) is not parameter:
+                    found[f"{site}.{leaf}"] = (*found.get(f"{site}.{leaf}", ()), (adapter, leaf))
+        except NotMergeable as error:
+            problems += [Problem(f"`{site or 'the model'}`: {text}", hint) for text, hint in error.problems]
+    if problems:
+        raise NotMergeable.of(problems)
+    return found
+
+
+def refuse_inseparable(model: nn.Module, groups: list[set[str]]) -> None:
+    """Raise NotMergeable for a changed weight that others share, but for embedding and head, which can be untied."""
+    problems = [
+        Problem(f"`{'`, `'.join(sorted(group))}`: one weight in this model, of which the adapter changes a part")
+        for group in groups
+        if len(group) > 2 or group - ends(model)
+    ]
+    if problems:
+        raise NotMergeable.of(problems)
+
+
+def refuse_unfit(
+    model: nn.Module, weights: Weights, changed: dict[str, tuple[Change, ...]], origin: dict[str, str]
+) -> None:
+    """Raise where the files do not hold what the adapter changes, or in another shape."""
+    if missing := sorted(name for name in changed if name not in origin):
+        text = f"{weights.place}: `{{}}` is not in the files under this name, so it cannot be merged into"
+        hint = "load the base with transformers once and `save_pretrained` it, then merge into that folder"
+        raise ModelError.of([Problem(text.format(name), hint) for name in missing])
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors(model).items()}
+    wrong = [name for name, key in origin.items() if shapes[name] != weights.stored[key].shape]
+    if wrong:
+        text = f"{weights.place}: `{{}}` is {{}} in the files, {{}} by `config.json`"
+        raise ModelError.of([Problem(text.format(n, weights.stored[origin[n]].shape, shapes[n])) for n in wrong])
+    if not changed:
+        raise AdapterError("the adapter changes no weight of this model", "is it the right adapter?")

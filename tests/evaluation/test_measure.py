@@ -1,0 +1,193 @@
+"""Figures over rows: against slow computations, and against the model that they are taken of."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+import tiny_chat
+import torch
+
+from peftctl.data.encode import Encoded, Encoder
+from peftctl.data.formats import Parsed, check
+from peftctl.data.json_rows import Row
+from peftctl.errors import DataError
+from peftctl.evaluation.evaluation import Evaluation
+from peftctl.evaluation.loss import mean_loss
+from peftctl.evaluation.measure import measure, summary
+
+ALL = Evaluation(metrics=["loss", "perplexity", "accuracy", "exact_match"], labels=tiny_chat.LABELS, max_new_tokens=5)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    made = tiny.build("llama")
+    tiny.stir(made)
+    return made
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    return Encoder(tiny_chat.tokenizer(), tiny_chat.TEMPLATE, 2048, "truncate")
+
+
+def parsed(rows: list[Any], kind: Any = "messages") -> list[Parsed]:
+    return [check(Row(f"rows.jsonl:{n}", row), kind) for n, row in enumerate(rows, 1)]
+
+
+@torch.no_grad()
+def slow_loss(model: Any, rows: list[Encoded]) -> tuple[float, int]:
+    """Row by row, unpadded, in float64 after the logits."""
+    total, count = 0.0, 0
+    for row in rows:
+        logs = model(input_ids=torch.tensor([row.input_ids])).logits[0].double().log_softmax(-1)
+        for position, label in enumerate(row.labels):
+            if label != -100:
+                total, count = total - float(logs[position - 1, label]), count + 1
+    return total, count
+
+
+def test_loss_and_perplexity(model: Any, encoder: Encoder):
+    rows = parsed(tiny_chat.chats(13))
+    encoded = [encoder.encode(row) for row in rows]
+    total, count = slow_loss(model, encoded)
+    figures = measure(model, rows, encoder, Evaluation(batch_size=4), 0)
+    assert figures == {
+        "rows": 13,
+        "loss": pytest.approx(total / count, rel=1e-5),
+        "perplexity": math.exp(figures["loss"]),
+    }
+    one = SimpleNamespace(process_index=0, num_processes=1, device="cpu", reduce=lambda value, how: value)
+    assert mean_loss(model, encoded, 4, 0, one) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_loss_over_processes_is_the_loss_of_one(model: Any, encoder: Encoder):
+    encoded = [encoder.encode(row) for row in parsed(tiny_chat.chats(7))]
+    total, count = slow_loss(model, encoded)
+    for world in (2, 3, 5):  # the last has more processes than batches
+        parts: list[Any] = []
+
+        def keep(value: Any, how: str, parts: list[Any] = parts) -> Any:
+            parts.append(value)
+            return value
+
+        for rank in range(world):
+            peer = SimpleNamespace(process_index=rank, num_processes=world, device="cpu", reduce=keep)
+            mean_loss(model, encoded, 2, 0, peer)
+        assert float(sum(parts)) / count == pytest.approx(total / count, rel=1e-5)
+
+
+def test_every_turn_counts_in_the_loss_and_the_last_one_in_the_accuracy(model: Any, encoder: Encoder):
+    talk = [*tiny_chat.chats(1)[0]["messages"], *tiny_chat.chats(1, start=3)[0]["messages"]]
+    [row] = rows = parsed([{"messages": talk}])
+    encoded = encoder.encode(row)
+    assert len(encoded.spans) == 2
+    total, count = slow_loss(model, [encoded])
+    figures = measure(model, rows, encoder, Evaluation(labels=tiny_chat.LABELS), 0)
+    assert figures["loss"] == pytest.approx(total / count, rel=1e-5)
+    prompt = encoder.tokenizer.apply_chat_template(talk[:-1], add_generation_prompt=True)["input_ids"]
+    scores = {}
+    for label in tiny_chat.LABELS:
+        ids = prompt + encoder.tokenizer(label + "<eos>", add_special_tokens=False)["input_ids"]
+        scores[label] = slow_loss(
+            model, [SimpleNamespace(input_ids=ids, labels=[-100] * len(prompt) + ids[len(prompt) :])]
+        )
+    best = min(scores, key=lambda label: scores[label][0])
+    assert figures["accuracy"] == float(best == talk[-1]["content"])
+
+
+def test_each_different_sequence_is_scored_once(model: Any, encoder: Encoder):
+    rows = parsed(tiny_chat.chats(2) * 3)
+    seen: list[int] = []
+    hook = model.register_forward_pre_hook(lambda m, a, k: seen.append(len(k["input_ids"])), with_kwargs=True)
+    ticks: list[tuple[int, int]] = []
+    measure(model, rows, encoder, Evaluation(labels=tiny_chat.LABELS), 0, lambda *tick: ticks.append(tick))
+    hook.remove()
+    assert sum(seen) == 6  # two questions, three labels; the right answer is one of them
+    assert ticks == [(6, 6)]
+
+
+def test_the_mode_of_the_model_stays(model: Any, encoder: Encoder):
+    rows = parsed(tiny_chat.chats(3))
+    expected = measure(model, rows, encoder, ALL, 0)
+    model.train()
+    try:
+        assert measure(model, rows, encoder, ALL, 0) == expected
+        assert model.training
+    finally:
+        model.eval()
+
+
+def test_the_first_rows_alone(model: Any, encoder: Encoder):
+    rows = parsed(tiny_chat.chats(9))
+    some = Evaluation(labels=tiny_chat.LABELS, max_rows=4)
+    assert measure(model, rows, encoder, some, 0) == pytest.approx(
+        measure(model, rows[:4], encoder, Evaluation(labels=tiny_chat.LABELS), 0)
+    )
+
+
+def test_pairs_keep_the_space_before_their_answer(model: Any, encoder: Encoder):
+    rows = parsed([{"prompt": "q:", "completion": " yes"}, {"prompt": "r:", "completion": " no"}], "prompt_completion")
+    right = 0
+    for row in rows:
+        prompt = encoder.tokenizer(row.prompt)["input_ids"]
+        scores = {}
+        for label in tiny_chat.LABELS:
+            ids = [*encoder.tokenizer(f"{row.prompt} {label}")["input_ids"], encoder.tokenizer.eos_token_id]
+            scores[label] = slow_loss(
+                model, [SimpleNamespace(input_ids=ids, labels=[-100] * len(prompt) + ids[len(prompt) :])]
+            )[0]
+        right += min(scores, key=lambda label: scores[label]) == row.completion.strip()
+    assert measure(model, rows, encoder, Evaluation(labels=tiny_chat.LABELS), 0)["accuracy"] == right / 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "evaluation", "message"),
+    [
+        ([{"text": "hello"}], "text", Evaluation(labels=["a", "b"]), "rows.jsonl:1: plain text has no answer"),
+        ([{"text": "hello"}], "text", Evaluation(metrics=["exact_match"]), "rows.jsonl:1: plain text has no answer"),
+        (tiny_chat.chats(2), "messages", Evaluation(labels=["a", "b"]), "rows.jsonl:1: the answer `.*` is none of"),
+        ([], "messages", Evaluation(), "no row is left to evaluate"),
+    ],
+)
+def test_rows_that_cannot_be_measured(
+    rows: list[Any], kind: str, evaluation: Evaluation, message: str, model: Any, encoder: Encoder
+):
+    with pytest.raises(DataError, match=message):
+        measure(model, parsed(rows, kind), encoder, evaluation, 0)
+
+
+def test_labels_that_do_not_fit_are_not_compared(model: Any):
+    short = Encoder(tiny_chat.tokenizer(), tiny_chat.TEMPLATE, 13, "truncate")
+    rows = parsed([{"messages": [{"role": "user", "content": "abc"}, {"role": "assistant", "content": "no"}]}])
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: too long to compare its labels"):
+        measure(model, rows, short, Evaluation(labels=["no", "a much longer label"]), 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"metrics": ["accuracy"]}, "accuracy needs the possible answers"),
+        ({"labels": ["a", "a"]}, "twice"),
+        ({"labels": ["a"]}, "nothing to choose"),
+    ],
+)
+def test_settings_that_contradict_each_other(fields: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        Evaluation(**fields)
+
+
+def test_labels_ask_for_the_accuracy():
+    assert Evaluation(labels=["a", "b"]).wanted == ["loss", "perplexity", "accuracy"]
+    assert Evaluation(metrics=["accuracy"], labels=["a", "b"]).wanted == ["accuracy"]
+
+
+def test_figures_for_a_person():
+    assert summary({"rows": 12345, "loss": 1.23456, "accuracy": 0.9267}) == {
+        "rows": "12,345",
+        "loss": "1.235",
+        "accuracy": "92.7%",
+    }
