@@ -55,10 +55,10 @@ def card(facts: Facts) -> str:
         f"Trained with peftctl: {inline(facts.method)}.",
         "## Use",
         *(merged_use() if facts.merged else adapter_use(base, facts.method, recipe)),
-        "## Data",
-        "Where the rows went:",
-        table(["rows", "read", "kept", "truncated", "dropped", "skipped"], facts.counts),
     ]
+    if facts.counts:
+        columns = ["rows", "read", "kept", "truncated", "dropped", "skipped"]
+        parts += ["## Data", "Where the rows went:", table(columns, facts.counts)]
     if facts.figures:
         metrics = list(dict.fromkeys(metric for values in facts.figures.values() for metric in values))
         parts += ["## Evaluation", table(["model", *metrics], facts.figures)]
@@ -87,7 +87,7 @@ def adapter_use(base: str, method: str, recipe: Any) -> list[str]:
         "With transformers, where peft is installed:",
         fenced(f'model = {load}\nmodel.load_adapter("{HERE}")', "python"),
     ]
-    if not method.startswith("`lora`"):
+    if not method.lower().startswith("`lora`"):  # our key of it, or PEFT's
         return parts
     fields = recipe.get("method") if isinstance(recipe, dict) else None
     rank = fields.get("r") if isinstance(fields, dict) else None

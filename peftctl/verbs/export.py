@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
+from peftctl.config.write import to_yaml
 from peftctl.engine.disk import WEIGHTS, method_of, shapes
 from peftctl.engine.peft_config import CONFIG, read_config
 from peftctl.errors import AdapterError, Problem, RecipeError, RunError
-from peftctl.exports.card import card
-from peftctl.training import storage
+from peftctl.exports.card import Facts
+from peftctl.exports.peft import export_peft
 from peftctl.verbs.events import Listen, silent
 from peftctl.verbs.facts import facts_of_run
 from peftctl.verbs.merge import merge
@@ -32,24 +32,24 @@ def export(target: str, output: str | Path, *, format: str | None = None, listen
         raise RecipeError(f"format: expected one of {', '.join(FORMATS)}; got `{format}`")
     if format == "safetensors":
         return {"format": format, **merge(target, output, listen=listen)}
-    refuse_damaged(found.adapter)
-    with storage.staged(Path(output)) as staged:
-        for name in (CONFIG, WEIGHTS, "chat_template.jinja", "README.md"):
-            if (found.adapter / name).is_file():
-                shutil.copyfile(found.adapter / name, staged / name)
-        if found.folder is not None:
-            (staged / "README.md").write_text(card(facts_of_run(found.folder, merged=False)), encoding="utf-8")
-    return {"path": str(output), "format": format}
+    kind = refuse_damaged(found.adapter)
+    if found.folder:
+        facts = facts_of_run(found.folder, merged=False)
+    else:
+        base = found.model.name_or_path
+        facts = Facts(base=base, method=f"`{kind}`", recipe=to_yaml({"model": {"name_or_path": base}}), counts={})
+    return {"path": str(output), "format": format, **export_peft(found.adapter, Path(output), facts=facts)}
 
 
-def refuse_damaged(adapter: Path) -> None:
-    """Raise AdapterError, with all that is wrong, for a folder that nobody could load."""
+def refuse_damaged(adapter: Path) -> str:
+    """HF PEFT's name of the method; AdapterError, with all that is wrong, for a folder that nobody could load."""
     from safetensors import safe_open
 
     config, place = read_config(adapter), str(adapter / CONFIG)
-    method_of(config, place).from_peft(config, shapes(adapter), place)
+    method = method_of(config, place).from_peft(config, shapes(adapter), place)
     with safe_open(adapter / WEIGHTS, "pt") as tensors:
         names = sorted(tensors.keys())
         broken = [name for name in names if not tensors.get_tensor(name).isfinite().all()]
     if broken:
         raise AdapterError.of([Problem(f"{adapter / WEIGHTS}: `{name}` is not finite") for name in broken])
+    return method.peft_type

@@ -50,6 +50,15 @@ def test_an_adapter_to_give_away(make_base: Make, make_adapter: Make, tmp_path: 
     assert "--max-lora-rank 32" in told
 
 
+def test_the_card_of_an_adapter_that_nothing_is_known_of(make_base: Make, make_adapter: Make, tmp_path: Path) -> None:
+    base = make_base("llama")
+    little = Facts(base="org/base", method="`LORA`", recipe="model:\n  name_or_path: org/base\n", counts={})
+    export_peft(make_adapter(base), tmp_path / "out", facts=little)
+    told = (tmp_path / "out" / "README.md").read_text()
+    assert "## Data" not in told
+    assert "vllm serve org/base --enable-lora --lora-modules" in told
+
+
 def test_an_adapter_is_not_exported_over_another(make_base: Make, make_adapter: Make, tmp_path: Path) -> None:
     base = make_base("llama")
     adapter = make_adapter(base)

@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from faulty_disk import FaultyDisk, installed
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from peftctl.errors import ModelError, NotMergeable, StorageError
 from peftctl.exports import merge as module
 from peftctl.exports.merge import merge
 from peftctl.exports.plan import Part
+from peftctl.exports.running import layered
 from peftctl.exports.shards import share_out
+from peftctl.exports.skeleton import blocks
 from peftctl.exports.weights import Weights
 from peftctl.methods.lora import LowRank
 
@@ -46,27 +50,48 @@ def assert_nothing(out: Path) -> None:
     assert list(out.parent.iterdir()) == []
 
 
-def test_two_tensors_in_memory_at_most(base: Path, adapter: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alive: list[weakref.ref[Tensor]] = []
-    most, writing, read = 0, True, Weights.read
+@pytest.mark.parametrize("shard_size", [5.0, 1e-5], ids=["one file", "many files"])
+def test_two_tensors_in_memory_at_most(
+    shard_size: float, base: Path, adapter: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, after = Weights.read, Part.after
+    alive: dict[str, list[weakref.ref[Tensor]]] = {"read": [], "made": []}
+    most = {"read": 0, "made": 0}
+    writing = True
 
-    def counting(self: Weights, name: str) -> Tensor:
-        nonlocal most
-        tensor = read(self, name)
-        alive.append(weakref.ref(tensor))
+    def seen(kind: str, tensor: Tensor) -> Tensor:
         if writing:
-            most = max(most, sum(ref() is not None for ref in alive))
+            alive[kind].append(weakref.ref(tensor))
+            most[kind] = max(most[kind], sum(ref() is not None for ref in alive[kind]))
         return tensor
 
     def say(line: str) -> None:
         nonlocal writing
         writing = writing and not line.startswith("proving")
 
-    monkeypatch.setattr(Weights, "read", counting)
-    report = merge(base, adapter, out, shard_size=1e-5, say=say)
+    monkeypatch.setattr(Weights, "read", lambda self, name: seen("read", read(self, name)))
+    monkeypatch.setattr(Part, "after", lambda self, weights: seen("made", after(self, weights)))
+    report = merge(base, adapter, out, shard_size=shard_size, say=say)
     assert not writing
-    assert report["tensors"]["total"] > 20
-    assert 1 <= most <= 2  # the one that is made, and the one that is being written
+    assert len(alive["made"]) == report["tensors"]["total"] > 20
+    assert most["read"] in (1, 2)  # the one that is being made, and the one that is being written
+    assert most["made"] in (1, 2)
+
+
+def test_a_layer_is_in_memory_only_while_it_runs(base: Path) -> None:
+    model = layered(base, Weights(base, "base"))
+    held: list[int] = []
+
+    def count(*_: Any) -> None:
+        held.append(sum(not p.is_meta for block in blocks(model) for p in block.parameters()))
+
+    for block in blocks(model):
+        block.register_forward_pre_hook(count)  # after the hook that fills the layer
+    found = tiny.logits(model)
+    one = sum(1 for _ in blocks(model)[0].parameters())
+    assert held == [one, one]
+    assert all(p.is_meta for block in blocks(model) for p in block.parameters())
+    assert torch.equal(found, tiny.logits(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()))
 
 
 @pytest.mark.parametrize("name", ["llama", "llama tied", "gpt2"])
