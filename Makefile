@@ -19,11 +19,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 quickstart: .venv/installed
 	$(BIN)/python scripts/quickstart.py
 
+# one thread: tiny models are slower on several, and processes of tests would wait for each other
 test: .venv/installed
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow"
 
 test-slow: .venv/installed
-	$(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
 check: .venv/installed
 	$(BIN)/ruff check .
