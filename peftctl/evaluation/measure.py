@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from peftctl.data.batches import collate
@@ -45,13 +46,14 @@ def measure(
     scores = score(model, [*truth, *(e for group in encoded_choices for e in group)], evaluation, pad_id, tick)
 
     figures: dict[str, float] = {"rows": len(truth)}
-    loss = sum(scores[key(e)] for e in truth) / sum(e.trained for e in truth)
+    loss = sum(sum(scores[key(e)]) for e in truth) / sum(e.trained for e in truth)
     if "loss" in wanted:
         figures["loss"] = loss
     if "perplexity" in wanted:
         figures["perplexity"] = math.exp(min(loss, 700))  # beyond that a float has no room
     if "accuracy" in wanted:
-        best = [min(range(len(group)), key=lambda i: scores[key(group[i])]) for group in encoded_choices]
+        parts = 2 if any_begins_another(evaluation.labels) else 1
+        best = [min(range(len(group)), key=lambda i: sum(scores[key(group[i])][:parts])) for group in encoded_choices]
         right = [evaluation.labels[i] == answer(row) for i, row in zip(best, rows, strict=True)]
         figures["accuracy"] = sum(right) / len(right)
     if "exact_match" in wanted:
@@ -64,30 +66,43 @@ def measure(
     return figures
 
 
-def key(encoded: Encoded) -> tuple[bytes, tuple[tuple[int, int], ...]]:
-    """What makes two sequences the same to the model and to the loss."""
+Key = tuple[bytes, tuple[tuple[int, int], ...]]
+"""What makes two sequences the same to the model and to the loss."""
+
+
+def key(encoded: Encoded) -> Key:
+    """Of one sequence."""
     return encoded.ids.tobytes(), encoded.spans
 
 
 def score(
     model: nn.Module, sequences: Sequence[Encoded], evaluation: Evaluation, pad_id: int, tick: Tick
-) -> dict[tuple[bytes, tuple[tuple[int, int], ...]], float]:
-    """Minus the log-probability [nats] of the trained tokens of each different sequence."""
+) -> dict[Key, tuple[float, float]]:
+    """Minus the log-probability [nats] of the trained tokens of each different sequence: all but the last, the last."""
     device = next(model.parameters()).device
     unique = sorted({key(e): e for e in sequences}.values(), key=len)  # equal lengths together: little is padded
-    scores: dict[tuple[bytes, tuple[tuple[int, int], ...]], float] = {}
+    scores: dict[Key, tuple[float, float]] = {}
     training = model.training
     model.eval()
     try:
         for start in range(0, len(unique), evaluation.batch_size):
             batch = unique[start : start + evaluation.batch_size]
             inputs = {name: t.to(device) for name, t in collate(batch, pad_id).items()}
-            sums, _ = sft.row_losses(model, inputs)
-            scores |= {key(e): value for e, value in zip(batch, sums.tolist(), strict=True)}
+            sums, lasts = sft.row_losses(model, inputs)
+            split = torch.stack((sums - lasts, lasts), dim=1)
+            scores |= {key(e): (rest, last) for e, (rest, last) in zip(batch, split.tolist(), strict=True)}
             tick(start + len(batch), len(unique))
     finally:
         model.train(training)
     return scores
+
+
+def any_begins_another(labels: Sequence[str]) -> bool:
+    """Whether only the token that ends an answer tells two labels apart, as in `yes` and `yes, but`.
+
+    Else that token does not count in the comparison: a base model that prefers the right word may well talk on.
+    """
+    return any(one != other and other.startswith(one) for one in labels for other in labels)
 
 
 def answer(row: Parsed) -> str:

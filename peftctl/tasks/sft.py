@@ -57,11 +57,13 @@ def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def row_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Per row of a batch: the sum of its trained tokens' cross-entropies [nats], and their number, both [rows]."""
+    """Per row of a batch: the sum of its trained tokens' cross-entropies [nats], and the last one's alone, both [rows].
+
+    Every row has a trained token; the last one is what ends its answer.
+    """
     logits, labels = answer_logits(model, batch)
     counts = (batch["labels"][:, 1:] != IGNORE).sum(dim=1)
     rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    sums = torch.zeros(len(counts), device=logits.device)
-    if len(labels):
-        sums.index_add_(0, rows, F.cross_entropy(logits, labels, reduction="none"))
-    return sums, counts
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    sums = torch.zeros(len(counts), device=losses.device).index_add_(0, rows, losses)
+    return sums, losses[counts.cumsum(0) - 1]

@@ -49,12 +49,17 @@ def verbs(monkeypatch):
     return found
 
 
+@pytest.fixture(autouse=True)
+def nobody_watches(monkeypatch):
+    """What a build server or a launcher sets in the environment, removed: it changes what is printed."""
+    for name in ("CI", "RANK", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def peftctl(capsys, monkeypatch):
     """Runs a command line; gives exit code, standard output and standard error."""
     monkeypatch.setenv("COLUMNS", "80")
-    for name in ("CI", "RANK", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE"):
-        monkeypatch.delenv(name, raising=False)
 
     def run(*words: str) -> SimpleNamespace:
         code = main(list(words))

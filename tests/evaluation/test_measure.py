@@ -50,6 +50,12 @@ def slow_loss(model: Any, rows: list[Encoded]) -> tuple[float, int]:
     return total, count
 
 
+def without_end(model: Any, prompt: list[int], ids: list[int]) -> float:
+    """Of the answer after `prompt`, without the token that ends it."""
+    labels = [-100] * len(prompt) + ids[len(prompt) : -1] + [-100]
+    return slow_loss(model, [SimpleNamespace(input_ids=ids, labels=labels)])[0]
+
+
 def test_loss_and_perplexity(model: Any, encoder: Encoder):
     rows = parsed(tiny_chat.chats(13))
     encoded = [encoder.encode(row) for row in rows]
@@ -92,11 +98,26 @@ def test_every_turn_counts_in_the_loss_and_the_last_one_in_the_accuracy(model: A
     scores = {}
     for label in tiny_chat.LABELS:
         ids = prompt + encoder.tokenizer(label + "<eos>", add_special_tokens=False)["input_ids"]
-        scores[label] = slow_loss(
-            model, [SimpleNamespace(input_ids=ids, labels=[-100] * len(prompt) + ids[len(prompt) :])]
-        )
-    best = min(scores, key=lambda label: scores[label][0])
+        scores[label] = without_end(model, prompt, ids)
+    best = min(scores, key=lambda label: scores[label])
     assert figures["accuracy"] == float(best == talk[-1]["content"])
+
+
+def test_the_end_counts_where_one_label_begins_another(model: Any, encoder: Encoder):
+    labels = ["no", "no way"]
+    users = [chat["messages"][0] for chat in tiny_chat.chats(6)]
+    rows = parsed([{"messages": [user, {"role": "assistant", "content": "no way"}]} for user in users])
+    right = 0
+    for user in users:
+        prompt = encoder.tokenizer.apply_chat_template([user], add_generation_prompt=True)["input_ids"]
+        scores = {}
+        for label in labels:
+            ids = prompt + encoder.tokenizer(label + "<eos>", add_special_tokens=False)["input_ids"]
+            whole = SimpleNamespace(input_ids=ids, labels=[-100] * len(prompt) + ids[len(prompt) :])
+            scores[label] = slow_loss(model, [whole])[0]
+        right += scores["no way"] < scores["no"]
+    figures = measure(model, rows, encoder, Evaluation(labels=labels), 0)
+    assert figures["accuracy"] == right / len(rows)
 
 
 def test_each_different_sequence_is_scored_once(model: Any, encoder: Encoder):
@@ -137,9 +158,7 @@ def test_pairs_keep_the_space_before_their_answer(model: Any, encoder: Encoder):
         scores = {}
         for label in tiny_chat.LABELS:
             ids = [*encoder.tokenizer(f"{row.prompt} {label}")["input_ids"], encoder.tokenizer.eos_token_id]
-            scores[label] = slow_loss(
-                model, [SimpleNamespace(input_ids=ids, labels=[-100] * len(prompt) + ids[len(prompt) :])]
-            )[0]
+            scores[label] = without_end(model, prompt, ids)
         right += min(scores, key=lambda label: scores[label]) == row.completion.strip()
     assert measure(model, rows, encoder, Evaluation(labels=tiny_chat.LABELS), 0)["accuracy"] == right / 2
 

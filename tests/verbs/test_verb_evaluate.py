@@ -39,11 +39,11 @@ def models(finished: Path, base: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def log_probability(model: Any, asked: str, answer: str) -> tuple[float, int]:
-    """Of an answer with its end token, token by token, one row alone."""
+def log_probability(model: Any, asked: str, answer: str, end: str = "<eos>") -> tuple[float, int]:
+    """Of an answer and its `end`, token by token, one row alone."""
     tokenizer = tiny_chat.tokenizer()
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": asked}], add_generation_prompt=True)
-    ids = prompt["input_ids"] + tokenizer(answer + "<eos>", add_special_tokens=False)["input_ids"]
+    ids = prompt["input_ids"] + tokenizer(answer + end, add_special_tokens=False)["input_ids"]
     logs = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
     start = len(prompt["input_ids"])
     return sum(float(logs[i - 1, ids[i]]) for i in range(start, len(ids))), len(ids) - start
@@ -55,7 +55,7 @@ def test_figures_are_those_of_a_slow_computation(run: Path, models: dict[str, An
     for name, model in models.items():
         right, total, tokens = 0, 0.0, 0
         for user, assistant in held_out:
-            scores = {label: log_probability(model, user["content"], label)[0] for label in tiny_chat.LABELS}
+            scores = {label: log_probability(model, user["content"], label, "")[0] for label in tiny_chat.LABELS}
             right += max(scores, key=lambda label: scores[label]) == assistant["content"]
             score, count = log_probability(model, user["content"], assistant["content"])
             total, tokens = total - score, tokens + count
