@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import PlainValidator, ValidationError, WithJsonSchema
 
@@ -19,6 +20,7 @@ from peftctl.config.write import dump as plain
 from peftctl.config.write import to_yaml
 from peftctl.data.dataset import Dataset, Source, Sources, Split
 from peftctl.engine.method import Method
+from peftctl.errors import RecipeError
 from peftctl.evaluation.evaluation import Evaluation
 from peftctl.exports.export import Export
 from peftctl.methods import METHODS
@@ -107,7 +109,16 @@ def build(document: Document, root: Path, overrides: Iterable[str] = ()) -> Reci
     def root_of(*keys: str | int) -> Path:
         return Path(".") if document.spot(keys).value.source else root
 
-    return located(check(Recipe, document.with_overrides(expansion(document.data))), root_of)
+    document = document.with_overrides(expansion(document.data))
+    recipe = check(Recipe, document)
+    clashes = [
+        document.problem(tuple(key.split(".")), f"does not go with `{method_name(recipe.method)}`: {why}", way_out)
+        for key, (why, way_out) in recipe.method.clashes.items()
+        if reduce(getattr, key.split("."), cast(Any, recipe)) not in (None, False, "none")
+    ]
+    if clashes:
+        raise RecipeError.of(clashes)
+    return located(recipe, root_of)
 
 
 def expansion(data: Mapping[str, Any]) -> list[str]:

@@ -13,8 +13,12 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 VOCAB = 96
@@ -62,18 +66,53 @@ def bert() -> BertForSequenceClassification:
     return BertForSequenceClassification(config)
 
 
+def mixtral() -> MixtralForCausalLM:
+    config = MixtralConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return MixtralForCausalLM(config)
+
+
+def vit() -> ViTForImageClassification:
+    config = ViTConfig(
+        image_size=8,
+        patch_size=4,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_labels=3,
+    )
+    return ViTForImageClassification(config)
+
+
 ZOO: dict[str, Callable[[], nn.Module]] = {"llama": llama, "gpt2": gpt2, "t5": t5, "bert": bert}
+"""The shapes that everything is tried on."""
+MORE: dict[str, Callable[[], nn.Module]] = {"mixtral": mixtral, "vit": vit}
+"""Experts fused into 3-D parameters; pictures instead of tokens."""
 
 
 def build(name: str, seed: int = 0) -> nn.Module:
     """A model of the zoo in evaluation mode, its weights a function of `seed`."""
     torch.manual_seed(seed)
-    return ZOO[name]().eval()
+    return (ZOO | MORE)[name]().eval()
 
 
 def inputs(model: nn.Module, rows: int = 2, length: int = 9) -> dict[str, Tensor]:
     """Token ids without padding, and decoder ids where the model wants them."""
     generator = torch.Generator().manual_seed(1)
+    if model.config.model_type == "vit":
+        return {"pixel_values": torch.randn(rows, 3, 8, 8, generator=generator)}
     ids = torch.randint(3, VOCAB, (rows, length), generator=generator)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:

@@ -38,6 +38,17 @@ class Adapter(nn.Module):
         """
         raise NotMergeable(f"{type(self).__name__} changes more than a weight and cannot be merged")
 
+    def exported(self) -> dict[str, Tensor]:
+        """Leaf -> tensor of what HF PEFT's file holds of this adapter: its state, unless that is kept in another form.
+
+        Loading writes into these tensors, so a method read from a folder (`from_peft`) has them as its state.
+        """
+        return self.state_dict(keep_vars=True)
+
+    def private(self) -> dict[str, Tensor]:
+        """Leaf -> tensor of what training needs to go on and HF PEFT's file has no place for: an encoder of prompts."""
+        return {}
+
     def peft_key(self, site: str, leaf: str) -> str:
         """HF PEFT's name on disk for the tensor `leaf` of the adapter at `site`."""
         return f"base_model.model.{site}.{leaf}"

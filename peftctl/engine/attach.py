@@ -20,21 +20,24 @@ from peftctl.config.quote import quoted
 from peftctl.engine.adapter import Adapter, Stack
 from peftctl.engine.hosts import device, is_quantised
 from peftctl.engine.method import Method
+from peftctl.engine.sample import Sample
 from peftctl.errors import AdapterError, NotMergeable, Problem
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
-def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module:
+def attach(model: nn.Module, method: Method, name: str = "default", sample: Sample | None = None) -> nn.Module:
     """Freeze `model` and put `method`'s adapters around its modules, in place; they become the active ones.
 
-    Raises AdapterError when a target matches nothing or the name is taken.
+    `sample` is what some ways to start look at: the tokenizer, a few batches of rows.
+    Raises AdapterError when a target matches nothing, the name is taken, or a start needs a sample and there is none.
     """
     if not NAME.fullmatch(name) or hasattr(Stack(), name):
         hint = "up to 100 letters, digits, `_` and `-`, and no word that torch's modules use, such as `forward`"
         raise AdapterError(f"adapter name {quoted(name)}: not allowed", hint)
     if name in methods(model):
         raise AdapterError(f"adapter name `{name}`: taken on this model", "detach it first, or choose another name")
+    method = method.planned(model, sample)
     sites = method.sites(model)
     adapters = method.build(model, sites)
     for key, parameter in model.named_parameters():  # earlier adapters rest too: the new one is what is trained
@@ -43,6 +46,7 @@ def attach(model: nn.Module, method: Method, name: str = "default") -> nn.Module
         put(site.module, adapter.to(device(site.module)), name)
     vars(model)["peft_methods"] = {**methods(model), name: method}
     activate(model, [name])
+    method.start(model, name, sample)
     return model
 
 
@@ -84,8 +88,9 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def live(model: nn.Module) -> dict[str, torch.Tensor]:
     """Everything that a training step may change, by live name: what is trained, and the buffers of adapters."""
-    names = {f"{key}.{name}": b for key, adapter in adapters_of(model).items() for name, b in adapter.named_buffers()}
-    return {**trained(model), **names}
+    inside = [(key, adapter.named_buffers()) for key, adapter in adapters_of(model).items()]
+    buffers = {id(b): (f"{key}.{name}", b) for key, named in reversed(inside) for name, b in named}  # shared ones once
+    return {**trained(model), **dict(reversed(buffers.values()))}
 
 
 def activate(model: nn.Module, names: Iterable[str] | Mapping[str, float]) -> nn.Module:

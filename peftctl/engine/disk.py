@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ from peftctl.engine.peft_config import CONFIG, common, read_config
 from peftctl.errors import AdapterError, Problem, StorageError
 
 WEIGHTS = "adapter_model.safetensors"
+PRIVATE = "resume.safetensors"
+"""Beside PEFT's files, for methods that keep something PEFT has no place for; PEFT does not look at it."""
+
 PREFIX = "base_model.model."
 BASE_COPIES = (".base_layer.weight", "embed_tokens.weight", "lm_head.weight", "wte.weight", "shared.weight")
 """Endings of whole base matrices that PEFT writes beside an adapter of an embedding."""
@@ -45,6 +48,11 @@ SHORT = 8
 LONGEST = 200
 """Characters of a tensor's name that a message shows."""
 
+FILES = (WEIGHTS, PRIVATE)
+
+Sizes = dict[str, tuple[int, ...]]
+"""Tensor name in a file -> shape."""
+
 Header = dict[str, tuple[str, tuple[int, ...]]]
 """Tensor name in the file -> type of number, shape."""
 
@@ -57,14 +65,16 @@ def save(model: nn.Module, folder: str | Path, name: str = "default") -> Path:
     folder = Path(folder)
     method = named(model, name)
     adapters = adapters_of(model, name)
-    tensors = {key: t.detach().to("cpu", copy=True).contiguous() for key, t in on_disk(adapters).items()}
-    broken = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    tensors, private = ({key: kept(t) for key, t in part(adapters).items()} for part in (on_disk, beside))
+    broken = [key for key, tensor in (tensors | private).items() if not bool(torch.isfinite(tensor).all())]
     if broken:
         raise AdapterError.of([Problem(f"{folder}: `{key}` is not finite and was not saved") for key in broken])
     config = common(model, method.peft_type) | method.peft_config(adapters)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        if private:
+            save_file(private, folder / PRIVATE, metadata={"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
         shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read what it writes
     except (OSError, SafetensorError) as error:
@@ -81,7 +91,9 @@ def load(model: nn.Module, folder: str | Path, name: str = "default") -> nn.Modu
     config = read_config(folder)
     place = str(folder / CONFIG)
     method = exact(method_of(config, place).from_peft(config, shapes(folder), place), model)
-    values = read(model, folder, planned(model, method, folder))
+    values = [
+        read(model, folder / file, want) for file, want in zip(FILES, planned(model, method, folder), strict=True)
+    ]
     attach(model, method, name)
     fill(model, name, values)
     return model
@@ -89,15 +101,16 @@ def load(model: nn.Module, folder: str | Path, name: str = "default") -> nn.Modu
 
 def read_into(model: nn.Module, folder: str | Path, name: str = "default") -> None:
     """Fill the attached adapter `name` with the tensors in `folder`; names, shapes and values must be right."""
-    want = {key: tuple(tensor.shape) for key, tensor in on_disk(adapters_of(model, name)).items()}
-    fill(model, name, read(model, Path(folder), want))
+    wanted = [sizes(part(adapters_of(model, name))) for part in (on_disk, beside)]
+    fill(model, name, [read(model, Path(folder) / file, want) for file, want in zip(FILES, wanted, strict=True)])
 
 
 @torch.no_grad()
-def fill(model: nn.Module, name: str, values: Mapping[str, Tensor]) -> None:
-    """Write `values`, by their names in the file, into the adapter `name`."""
-    for key, tensor in on_disk(adapters_of(model, name)).items():
-        tensor.copy_(values[key])
+def fill(model: nn.Module, name: str, values: Sequence[Mapping[str, Tensor]]) -> None:
+    """Write `values`, of both files by the names there, into the adapter `name`."""
+    for part, found in zip((on_disk, beside), values, strict=True):
+        for key, tensor in part(adapters_of(model, name)).items():
+            tensor.copy_(found[key])
 
 
 def exact(method: Method, model: nn.Module) -> Method:
@@ -112,10 +125,10 @@ def exact(method: Method, model: nn.Module) -> Method:
     return replace(method, target_modules=f"(?:{'|'.join(names)})" if names else [])
 
 
-def planned(model: nn.Module, method: Method, folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name in the file -> shape of every tensor that `method` would have on `model`; nothing is allocated for it."""
+def planned(model: nn.Module, method: Method, folder: Path) -> list[Sizes]:
+    """What `method` would have on `model`, in both files; nothing is allocated for it."""
     if isinstance(method, Targeted) and not method.target_modules:
-        return {}
+        return [{}, {}]
     try:
         sites = method.sites(model)
         with torch.device("meta"):
@@ -124,14 +137,20 @@ def planned(model: nn.Module, method: Method, folder: Path) -> dict[str, tuple[i
         text = f"{folder / CONFIG}: "
         raise AdapterError.of([Problem(p.text.replace("method.", text, 1), p.hint) for p in error.problems]) from None
     named = {site.name: adapter for site, adapter in zip(sites, adapters, strict=True)}
-    return {key: tuple(tensor.shape) for key, tensor in on_disk(named).items()}
+    return [sizes(part(named)) for part in (on_disk, beside)]
+
+
+def sizes(tensors: Mapping[str, Tensor]) -> Sizes:
+    """Their shapes."""
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
 @torch.no_grad()
-def read(model: nn.Module, folder: Path, want: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The tensors in `folder` in float32, which must be those of `want` and finite."""
-    file = folder / WEIGHTS
-    have = header(folder)
+def read(model: nn.Module, file: Path, want: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The tensors in `file` in float32, which must be those of `want` and finite."""
+    if not want and not file.exists():
+        return {}
+    have = header(file)
     extra = {key for key in have.keys() - want.keys() if not ECHO.fullmatch(key)}
     copies = {key for key in extra if key.endswith(BASE_COPIES)}
     near = list(want) if len(extra) <= SHORT else []
@@ -178,12 +197,23 @@ def same(model: nn.Module, key: str, copy: Tensor) -> bool:
 
 
 def on_disk(adapters: Mapping[str, Adapter]) -> dict[str, Tensor]:
-    """Every tensor of the adapters by its name in the file."""
-    return {
-        adapter.peft_key(site, leaf): tensor
-        for site, adapter in adapters.items()
-        for leaf, tensor in adapter.state_dict(keep_vars=True).items()
-    }
+    """Every tensor of the adapters by its name in PEFT's file."""
+    return by_key(adapters, {site: adapter.exported() for site, adapter in adapters.items()})
+
+
+def beside(adapters: Mapping[str, Adapter]) -> dict[str, Tensor]:
+    """What the adapters keep for themselves, by its name in the file beside."""
+    return by_key(adapters, {site: adapter.private() for site, adapter in adapters.items()})
+
+
+def by_key(adapters: Mapping[str, Adapter], parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of each site by their names in a file; what adapters share has one name."""
+    return {adapters[site].peft_key(site, leaf): t for site, leaves in parts.items() for leaf, t in leaves.items()}
+
+
+def kept(tensor: Tensor) -> Tensor:
+    """A copy to be written, of a shape and an order in memory that safetensors takes."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def named(model: nn.Module, name: str) -> Method:
@@ -205,15 +235,16 @@ def method_of(config: Mapping[str, Any], place: str) -> type[Method]:
 
 
 def shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
-    """Tensor name, without `base_model.model.`, -> shape, from the header alone."""
-    return {key.removeprefix(PREFIX): shape for key, (_, shape) in header(Path(folder)).items()}
+    """Tensor name, without `base_model.model.`, -> shape, from the headers of both files alone."""
+    file, extra = (Path(folder) / name for name in FILES)
+    found = header(file) | (header(extra) if extra.exists() else {})
+    return {key.removeprefix(PREFIX): shape for key, (_, shape) in found.items()}
 
 
-def header(folder: Path) -> Header:
-    """What the tensor file of `folder` says that it holds."""
-    file = folder / WEIGHTS
+def header(file: Path) -> Header:
+    """What a tensor file says that it holds."""
     if not file.is_file():
-        pickle = [path.name for path in sorted(folder.glob("adapter_model.*"))]
+        pickle = [path.name for path in sorted(file.parent.glob("adapter_model.*"))]
         hint = f"`{pickle[0]}` is a pickle, which is never read: save it as safetensors" if pickle else None
         raise AdapterError(f"{file}: missing", hint)
     try:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from peftctl.config.block import Block
 from peftctl.engine.adapter import Adapter
 from peftctl.engine.anatomy import Site, ends_with, find, modules
+from peftctl.engine.sample import Sample
 from peftctl.engine.trained import Trained
 from peftctl.errors import AdapterError, Problem
 
@@ -30,6 +31,20 @@ class Method(Block):
 
     paper: ClassVar[str] = ""
     """Authors, year, arXiv id."""
+
+    merges: ClassVar[str] = "into any 16- or 32-bit weight"
+    """What it merges into, or why it does not."""
+
+    clashes: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    """Recipe keys that it does not go with when they are set, such as `trainer.gradient_checkpointing`: why, way out.
+    """
+
+    def planned(self, model: nn.Module, sample: Sample | None) -> Method:
+        """The method to attach to `model`, where it depends on the data; called before anything is attached."""
+        return self
+
+    def start(self, model: nn.Module, name: str, sample: Sample | None) -> None:
+        """Set how the attached adapter `name` starts, where that depends on the data or needs the tokenizer."""
 
     def sites(self, model: nn.Module) -> list[Site]:
         """Where the method attaches."""

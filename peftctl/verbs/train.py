@@ -31,6 +31,7 @@ from peftctl.verbs.facts import facts_of
 from peftctl.verbs.plan import Plan
 from peftctl.verbs.rows import Rows
 from peftctl.verbs.run_folder import RunFolder
+from peftctl.verbs.sample import sample_of
 from peftctl.verbs.start import start_from
 
 
@@ -72,7 +73,7 @@ def train(
         base = models.load(recipe.model, say=speaker(listen))
         polled(stop, folder)
         torch.manual_seed(recipe.seed)  # the adapter's start
-        attach(base.model, recipe.method)
+        attach(base.model, recipe.method, sample=sample_of(recipe, base, rows))
         if recipe.method.init_from:
             start_from(base.model, recipe.method, listen)
         plan = Plan.of(recipe, base, rows, folder.path)

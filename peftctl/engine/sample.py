@@ -1,0 +1,19 @@
+"""What a method may look at of the data before training starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+
+class Sample(NamedTuple):
+    """The tokenizer, and a few micro-batches of the rows that will be trained on, always the same ones."""
+
+    tokenizer: Any
+    """Hugging Face tokenizer of the base model."""
+    batches: Callable[[], Iterator[Mapping[str, Tensor]]]
+    """Micro-batches on the device of the model: input_ids, attention_mask, labels [rows, length]."""
+    loss: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+    """The task's loss [nats], summed over the trained tokens of a micro-batch."""

@@ -1,0 +1,33 @@
+"""What a method may look at before training: the first micro-batches of the run itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from torch import Tensor
+
+from peftctl.data.batches import collate, micro_batches, order
+from peftctl.engine.sample import Sample
+from peftctl.models.base import Base
+from peftctl.recipe import Recipe
+from peftctl.tasks import sft
+from peftctl.verbs.rows import Rows
+
+BATCHES = 8
+"""Micro-batches in a sample; a few dozen rows already rank the modules of a model."""
+
+
+def sample_of(recipe: Recipe, base: Base, rows: Rows) -> Sample:
+    """The first micro-batches that this run trains on, the same in every process and after a resume."""
+    trainer, train = recipe.trainer, rows.train.rows
+    lengths = [len(row) for row in train]
+
+    def batches() -> Iterator[dict[str, Tensor]]:
+        steps = order(lengths, trainer.batch_size, recipe.seed, epoch=0)
+        parts = (part for step in steps for part in micro_batches(step, lengths, trainer.micro_batch_size))
+        for part in islice(parts, BATCHES):
+            batch = collate([train[i] for i in part], base.tokenizer.pad_token_id)
+            yield {key: value.to(base.device) for key, value in batch.items()}
+
+    return Sample(base.tokenizer, batches, sft.loss)
