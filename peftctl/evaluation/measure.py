@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
-from peftctl.data.batches import collate
 from peftctl.data.encode import Encoded, Encoder
 from peftctl.data.formats import Chat, Pair, Parsed, Text
 from peftctl.errors import DataError
 from peftctl.evaluation.evaluation import Evaluation
 from peftctl.evaluation.generation import generate
-from peftctl.tasks import sft
-
-Tick = Callable[[int, int], None]
-"""Hears how many sequences are done, of how many."""
+from peftctl.evaluation.scoring import Tick, key, score, without_end
 
 
 def measure(
@@ -42,18 +37,19 @@ def measure(
     choices = [[answered(row, label) for label in evaluation.labels] for row in rows] if "accuracy" in wanted else []
     if choices:
         check_answers(rows, evaluation.labels)
-    encoded_choices = [[required(encoder, choice) for choice in group] for group in choices]
-    scores = score(model, [*truth, *(e for group in encoded_choices for e in group)], evaluation, pad_id, tick)
+    whole = any_begins_another(evaluation.labels)
+    encoded_choices = [[compared(encoder, choice, whole) for choice in group] for group in choices]
+    sequences = [*truth, *(e for group in encoded_choices for e in group)]
+    scores = score(model, sequences, evaluation.batch_size, pad_id, tick)
 
     figures: dict[str, float] = {"rows": len(truth)}
-    loss = sum(sum(scores[key(e)]) for e in truth) / sum(e.trained for e in truth)
+    loss = sum(scores[key(e)] for e in truth) / sum(e.trained for e in truth)
     if "loss" in wanted:
         figures["loss"] = loss
     if "perplexity" in wanted:
         figures["perplexity"] = math.exp(min(loss, 700))  # beyond that a float has no room
     if "accuracy" in wanted:
-        parts = 2 if any_begins_another(evaluation.labels) else 1
-        best = [min(range(len(group)), key=lambda i: sum(scores[key(group[i])][:parts])) for group in encoded_choices]
+        best = [min(range(len(group)), key=lambda i: scores[key(group[i])]) for group in encoded_choices]
         right = [evaluation.labels[i] == answer(row) for i, row in zip(best, rows, strict=True)]
         figures["accuracy"] = sum(right) / len(right)
     if "exact_match" in wanted:
@@ -64,37 +60,6 @@ def measure(
         exact = [text.strip() == answer(row) for text, row in zip(texts, given, strict=True)]
         figures["exact_match"] = sum(exact) / len(exact)
     return figures
-
-
-Key = tuple[bytes, tuple[tuple[int, int], ...]]
-"""What makes two sequences the same to the model and to the loss."""
-
-
-def key(encoded: Encoded) -> Key:
-    """Of one sequence."""
-    return encoded.ids.tobytes(), encoded.spans
-
-
-def score(
-    model: nn.Module, sequences: Sequence[Encoded], evaluation: Evaluation, pad_id: int, tick: Tick
-) -> dict[Key, tuple[float, float]]:
-    """Minus the log-probability [nats] of the trained tokens of each different sequence: all but the last, the last."""
-    device = next(model.parameters()).device
-    unique = sorted({key(e): e for e in sequences}.values(), key=len)  # equal lengths together: little is padded
-    scores: dict[Key, tuple[float, float]] = {}
-    training = model.training
-    model.eval()
-    try:
-        for start in range(0, len(unique), evaluation.batch_size):
-            batch = unique[start : start + evaluation.batch_size]
-            inputs = {name: t.to(device) for name, t in collate(batch, pad_id).items()}
-            sums, lasts = sft.row_losses(model, inputs)
-            split = torch.stack((sums - lasts, lasts), dim=1)
-            scores |= {key(e): (rest, last) for e, (rest, last) in zip(batch, split.tolist(), strict=True)}
-            tick(start + len(batch), len(unique))
-    finally:
-        model.train(training)
-    return scores
 
 
 def any_begins_another(labels: Sequence[str]) -> bool:
@@ -132,12 +97,12 @@ def check_answers(rows: Sequence[Parsed], labels: Sequence[str]) -> None:
             raise DataError(text, f"labels: {names}")
 
 
-def required(encoder: Encoder, row: Parsed) -> Encoded:
-    """The row encoded; one that is too long cannot be compared."""
+def compared(encoder: Encoder, row: Parsed, whole: bool) -> Encoded:
+    """The row encoded, the token that ends its answer trained only with `whole`; too long a row cannot be compared."""
     encoded = encoder.encode(row)
     if encoded is None or encoded.truncated:
         raise DataError(f"{row.place}: too long to compare its labels", "raise `dataset.max_length`")
-    return encoded
+    return encoded if whole else without_end(encoded)
 
 
 def summary(figures: dict[str, Any]) -> dict[str, str]:

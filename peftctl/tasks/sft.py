@@ -12,7 +12,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -53,17 +52,3 @@ def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     if len(labels) == 0:
         return logits.sum()  # zero, with a graph: every parameter still gets its (empty) gradient
     return F.cross_entropy(logits, labels, reduction="sum")
-
-
-@torch.no_grad()
-def row_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Per row of a batch: the sum of its trained tokens' cross-entropies [nats], and the last one's alone, both [rows].
-
-    Every row has a trained token; the last one is what ends its answer.
-    """
-    logits, labels = answer_logits(model, batch)
-    counts = (batch["labels"][:, 1:] != IGNORE).sum(dim=1)
-    rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    losses = F.cross_entropy(logits, labels, reduction="none")
-    sums = torch.zeros(len(counts), device=losses.device).index_add_(0, rows, losses)
-    return sums, losses[counts.cumsum(0) - 1]

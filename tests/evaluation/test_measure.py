@@ -131,6 +131,26 @@ def test_each_different_sequence_is_scored_once(model: Any, encoder: Encoder):
     assert ticks == [(6, 6)]
 
 
+def test_labels_of_one_token_need_one_sequence(model: Any, encoder: Encoder):
+    labels = ["y", "n", "m"]
+    users = [chat["messages"][0] for chat in tiny_chat.chats(8)]
+    answers = [{"role": "assistant", "content": labels[i % 3]} for i in range(8)]
+    rows = parsed([{"messages": [user, answer]} for user, answer in zip(users, answers, strict=True)])
+    seen: list[int] = []
+    hook = model.register_forward_pre_hook(lambda m, a, k: seen.append(len(k["input_ids"])), with_kwargs=True)
+    figures = measure(model, rows, encoder, Evaluation(labels=labels, batch_size=3), 0)
+    hook.remove()
+    assert sum(seen) == 8
+    right = 0
+    for user, answer in zip(users, answers, strict=True):
+        prompt = encoder.tokenizer.apply_chat_template([user], add_generation_prompt=True)["input_ids"]
+        ids = {x: prompt + encoder.tokenizer(x + "<eos>", add_special_tokens=False)["input_ids"] for x in labels}
+        right += min(labels, key=lambda x: without_end(model, prompt, ids[x])) == answer["content"]
+    total, count = slow_loss(model, [encoder.encode(row) for row in rows])
+    assert figures["accuracy"] == right / 8
+    assert figures["loss"] == pytest.approx(total / count, rel=1e-5)
+
+
 def test_the_mode_of_the_model_stays(model: Any, encoder: Encoder):
     rows = parsed(tiny_chat.chats(3))
     expected = measure(model, rows, encoder, ALL, 0)
