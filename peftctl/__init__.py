@@ -23,9 +23,11 @@ _HOMES = {
     "bare": "peftctl.engine.attach",
     "detach": "peftctl.engine.attach",
     "load": "peftctl.methods",
-    "merge": "peftctl.engine.attach",
+    "merge": "peftctl.engine.merging",
+    "rows": "peftctl.engine.per_row",
     "save": "peftctl.engine.disk",
     "train": "peftctl.verbs.train",
+    "unmerge": "peftctl.engine.merging",
     "PeftctlError": "peftctl.errors",
 }
 __all__ = list(_HOMES)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peftctl.errors import NotMergeable
+from peftctl.errors import AdapterError, NotMergeable
 
 
 class Adapter(nn.Module):
@@ -58,11 +59,33 @@ class Stack(nn.ModuleDict):
     """The adapters of one host, by name. The active ones chain, each receiving the one before as its base."""
 
     active: tuple[str, ...] = ()
+    rows: tuple[str | None, ...] | None = None
+    """With names here, each row of the input uses the adapter of its name alone instead; None is the base."""
 
     def forward(self, base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.rows is not None:
+            return self.by_row(self.rows, base, *args, **kwargs)
         for name in self.active:
             base = partial(self[name], base)
         return base(*args, **kwargs)
+
+    def by_row(
+        self, names: Sequence[str | None], base: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """x [rows, ...] -> y [rows, ...], a group of rows for each name; `rows` is a multiple of the names."""
+        each, rest = divmod(len(x), len(names))
+        if rest:
+            text = f"{len(names)} names for a batch of {len(x)} rows"
+            raise AdapterError(f"rows: {text}", "one name, or None, for each row of the batch")
+        y: Tensor | None = None
+        for name in dict.fromkeys(names):
+            chosen = torch.tensor([n == name for n in names], device=x.device).repeat_interleave(each)
+            around = partial(self[name], base) if name is not None and name in self else base
+            part = around(x[chosen], *args, **kwargs)
+            y = part.new_empty(len(x), *part.shape[1:]) if y is None else y
+            y[chosen] = part
+        assert y is not None
+        return y
 
 
 class Linear(nn.Linear):

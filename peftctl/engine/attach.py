@@ -1,4 +1,4 @@
-"""Put a method's adapters around the modules of a model, switch them, take them off, fold them in.
+"""Put a method's adapters around the modules of a model, switch them, take them off.
 
 The model object stays the user's: its class, its keys, its `generate`. An adapted module gets a child `adapters`
 and an instance attribute `forward`, both gone after `detach`.
@@ -18,10 +18,10 @@ from torch import nn
 
 from peftctl.config.quote import quoted
 from peftctl.engine.adapter import Adapter, Stack
-from peftctl.engine.hosts import device, is_quantised
+from peftctl.engine.hosts import device
 from peftctl.engine.method import Method
 from peftctl.engine.sample import Sample
-from peftctl.errors import AdapterError, NotMergeable, Problem
+from peftctl.errors import AdapterError, Problem
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
@@ -175,54 +175,3 @@ def restore(host: nn.Module) -> None:
     del host.adapters, host.forward
     if host.forward != base:
         host.forward = base
-
-
-@torch.no_grad()
-def merge(model: nn.Module) -> nn.Module:
-    """Fold the active adapters into the weights of their hosts; `model` is then a plain model again.
-
-    A tied output head keeps its own weight when its embedding was adapted, or the other way round.
-    Raises NotMergeable, before anything has changed, for hosts stored in 4 or 8 bits and for adapters that are
-    more than a change of weights.
-    """
-    refuse_quantised(model)
-    new = {site: folded(host, stack) for site, host, stack in stacks(model)}
-    for site, parameters in new.items():
-        host = model.get_submodule(site)
-        for name, value in parameters.items():
-            owner, _, leaf = name.rpartition(".")
-            setattr(host.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
-    untie(model, new)
-    for name in methods(model):
-        detach(model, name)
-    return model
-
-
-def folded(host: nn.Module, stack: Stack) -> dict[str, torch.Tensor]:
-    """The parameters of `host` after every active adapter, by name below it."""
-    values = {n: p.detach() for n, p in host.named_parameters() if not n.startswith("adapters.")}
-    for name in stack.active:
-        adapter: Adapter = stack[name]  # type: ignore[assignment]
-        values = {n: adapter.merged(value, n) for n, value in values.items()}
-    return values
-
-
-def refuse_quantised(model: nn.Module) -> None:
-    """Raise NotMergeable when an active adapter stands around a host stored in 4 or 8 bits."""
-    problems = [
-        Problem(f"`{site}`: its weight is stored in 4 or 8 bits", "merge into the unquantised base: `peftctl merge`")
-        for site, host, stack in stacks(model)
-        if stack.active and is_quantised(host)
-    ]
-    if problems:
-        raise NotMergeable.of(problems)
-
-
-def untie(model: nn.Module, changed: Iterable[str]) -> None:
-    """Say in the model's configuration that embedding and output head no longer share one weight, when so."""
-    config = getattr(model, "config", None)
-    if not getattr(config, "tie_word_embeddings", False):
-        return
-    ends = [getattr(model, f"get_{end}_embeddings")() for end in ("input", "output")]
-    if any(model.get_submodule(site) is end for site in changed for end in ends):
-        config.tie_word_embeddings = False  # type: ignore[union-attr]

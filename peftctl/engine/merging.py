@@ -1,0 +1,125 @@
+"""Fold adapters into the weights of their hosts, and take that back bit for bit.
+
+Subtracting an update again would not do: in bfloat16 it changes most of the weights. The bits are kept instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from peftctl.engine.adapter import Adapter, Stack
+from peftctl.engine.attach import activate, detach, methods, put, stacks
+from peftctl.engine.hosts import is_quantised
+from peftctl.engine.method import Method
+from peftctl.errors import AdapterError, NotMergeable, Problem
+
+
+class Kept(NamedTuple):
+    """What `unmerge` needs: everything that `merge` replaced."""
+
+    parameters: dict[str, nn.Parameter]
+    adapters: list[tuple[str, str, Adapter]]
+    """Host, adapter name, adapter; in the order of their stacks."""
+    methods: dict[str, Method]
+    active: dict[str, float]
+    tied: bool
+
+
+@torch.no_grad()
+def merge(model: nn.Module, keep: bool = False) -> nn.Module:
+    """Fold the active adapters into the weights of their hosts; `model` is then a plain model again.
+
+    With `keep` the weights as they were, and the adapters, are kept in memory for `unmerge`. A tied output head keeps
+    its own weight when its embedding was adapted, or the other way round.
+    Raises NotMergeable, before anything has changed, for hosts stored in 4 or 8 bits and for adapters that are
+    more than a change of weights.
+    """
+    refuse_quantised(model)
+    new = {
+        f"{site}.{name}" if site else name: value
+        for site, host, stack in stacks(model)
+        for name, value in folded(host, stack).items()
+    }
+    changed = [site for site, _, _ in stacks(model)]
+    if keep:
+        vars(model)["peft_merged"] = kept(model, new)
+    for name, value in new.items():
+        replace(model, name, nn.Parameter(value, requires_grad=False))
+    untie(model, changed)
+    for adapter in methods(model):
+        detach(model, adapter)
+    return model
+
+
+def unmerge(model: nn.Module) -> nn.Module:
+    """Undo `merge(model, keep=True)`: every weight has its old bits again, and the adapters stand where they stood.
+
+    Raises AdapterError when nothing was kept.
+    """
+    before: Kept | None = vars(model).pop("peft_merged", None)
+    if before is None:
+        raise AdapterError("unmerge: nothing was kept of this model", "merge it with `merge(model, keep=True)`")
+    if methods(model):
+        vars(model)["peft_merged"] = before
+        raise AdapterError("unmerge: other adapters have been attached since", "detach them first")
+    for name, parameter in before.parameters.items():
+        replace(model, name, parameter)
+    if before.tied:
+        model.config.tie_word_embeddings = True  # type: ignore[union-attr]
+    for site, name, adapter in before.adapters:
+        put(model.get_submodule(site), adapter, name)
+    vars(model)["peft_methods"] = before.methods
+    return activate(model, before.active)
+
+
+def kept(model: nn.Module, names: Iterable[str]) -> Kept:
+    """What merging replaces: the parameters `names`, every adapter, and which of them are active."""
+    adapters = [(site, name, stack[name]) for site, _, stack in stacks(model) for name in stack]
+    active = {name: adapter.strength for site, _, stack in stacks(model) for name, adapter in chosen(stack)}
+    tied = bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False))
+    parameters = {name: model.get_parameter(name) for name in names}
+    return Kept(parameters, adapters, methods(model), active, tied)  # type: ignore[arg-type]
+
+
+def chosen(stack: Stack) -> list[tuple[str, Adapter]]:
+    """The active adapters of one host, in order."""
+    return [(name, stack[name]) for name in stack.active]  # type: ignore[misc]
+
+
+def replace(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Put `parameter` where the model has one called `name`."""
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, parameter)
+
+
+def folded(host: nn.Module, stack: Stack) -> dict[str, torch.Tensor]:
+    """The parameters of `host` after every active adapter, by name below it."""
+    values = {n: p.detach() for n, p in host.named_parameters() if ".adapters." not in f".{n}"}
+    for _, adapter in chosen(stack):
+        values = {n: adapter.merged(value, n) for n, value in values.items()}
+    return values
+
+
+def refuse_quantised(model: nn.Module) -> None:
+    """Raise NotMergeable when an active adapter stands around a host stored in 4 or 8 bits."""
+    problems = [
+        Problem(f"`{site}`: its weight is stored in 4 or 8 bits", "merge into the unquantised base: `peftctl merge`")
+        for site, host, stack in stacks(model)
+        if stack.active and is_quantised(host)
+    ]
+    if problems:
+        raise NotMergeable.of(problems)
+
+
+def untie(model: nn.Module, changed: Iterable[str]) -> None:
+    """Say in the model's configuration that embedding and output head no longer share one weight, when so."""
+    config = getattr(model, "config", None)
+    if not getattr(config, "tie_word_embeddings", False):
+        return
+    ends = [getattr(model, f"get_{end}_embeddings")() for end in ("input", "output")]
+    if any(model.get_submodule(site) is end for site in changed for end in ends):
+        config.tie_word_embeddings = False  # type: ignore[union-attr]
