@@ -39,6 +39,18 @@ class Adapter(nn.Module):
         """
         raise NotMergeable(f"{type(self).__name__} changes more than a weight and cannot be merged")
 
+    @torch.no_grad()
+    def continue_from(self, earlier: Adapter) -> None:
+        """Start as `earlier` ended, an adapter around the same host; raises AdapterError where that cannot be."""
+        mine, theirs = self.state_dict(keep_vars=True), earlier.state_dict()
+        if type(self) is not type(earlier) or mine.keys() != theirs.keys():
+            raise AdapterError(f"a {type(earlier).__name__} there, a {type(self).__name__} with other tensors here")
+        for leaf, tensor in theirs.items():
+            if mine[leaf].shape != tensor.shape:
+                text = f"`{leaf}` has shape {list(tensor.shape)} there, {list(mine[leaf].shape)} here"
+                raise AdapterError(text, "give the method the settings that the adapter was made with")
+            mine[leaf].copy_(tensor)
+
     def exported(self) -> dict[str, Tensor]:
         """Leaf -> tensor of what HF PEFT's file holds of this adapter: its state, unless that is kept in another form.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from peftctl.engine import hosts
 from peftctl.engine.adapter import Adapter, Linear
 from peftctl.engine.trained import own_bias, rebiased
+from peftctl.errors import AdapterError
 
 
 class LowRank(Adapter):
@@ -27,6 +28,21 @@ class LowRank(Adapter):
     def factors(self) -> tuple[Tensor, Tensor]:
         """A [r, in] and B [out, r]."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def continue_from(self, earlier: Adapter) -> None:
+        """As `earlier` computes, whatever its scale; with a higher rank here, the ranks that it lacks stay as drawn."""
+        if not isinstance(earlier, LowRank) or type(self) is not type(earlier):
+            super().continue_from(earlier)
+            return
+        rank, more = len(earlier.factors()[0]), len(self.factors()[0])
+        if rank > more:
+            hint = "raise `method.r`, or shrink that adapter first: `peftctl adapters resize`"
+            raise AdapterError(f"rank {rank} there, {more} here", hint)
+        mine = self.state_dict(keep_vars=True)
+        for leaf, tensor in earlier.state_dict().items():
+            mine[leaf][tuple(slice(0, size) for size in tensor.shape)] = tensor
+        self.factors()[1][:, :rank] *= earlier.scale / self.scale
 
     def merged(self, value: Tensor, name: str = "weight") -> Tensor:
         if name != "weight":

@@ -40,7 +40,10 @@ class Method(Block):
     """
 
     def planned(self, model: nn.Module, sample: Sample | None) -> Method:
-        """The method to attach to `model`, where it depends on the data; called before anything is attached."""
+        """The method to attach to `model`, where that depends on the data; a planned one plans itself.
+
+        Nothing of its own is attached yet, and nothing is attached afterwards.
+        """
         return self
 
     def start(self, model: nn.Module, name: str, sample: Sample | None) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from torch import nn
@@ -22,10 +22,13 @@ from peftctl.engine import hosts
 from peftctl.engine.adapter import Adapter
 from peftctl.engine.anatomy import Site, modules
 from peftctl.engine.low_rank import LoRAEmbedding, LoRALinear, LowRank
-from peftctl.engine.method import Targeted, register
+from peftctl.engine.method import Method, Targeted, register
 from peftctl.engine.patterns import by_pattern
 from peftctl.engine.peft_config import LORA, LORA_CHANGES_BASE, Reader
+from peftctl.engine.rank_allocation import WIDEST, gradient_ranks
+from peftctl.engine.sample import Sample
 from peftctl.engine.trained import Bias
+from peftctl.errors import AdapterError
 
 __all__ = ["LoRA", "LoRAEmbedding", "LoRALinear", "LowRank"]
 
@@ -51,9 +54,33 @@ class LoRA(Targeted):
     """Biases trained beside the update: of no module, of all, of the adapted ones."""
     lora_plus_ratio: Positive | None = None
     """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): B learns at this many times the learning rate; 16 is usual."""
+    rank_allocation: Literal["uniform", "gradient"] = "uniform"
+    """`gradient`: the parameters of rank `r` everywhere go to where the loss is most sensitive, by the gradients of a
+    few batches before training; every module gets at least rank 1 and keeps the scale it would have had."""
 
     peft_type: ClassVar[str] = "LORA"
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
+
+    def planned(self, model: nn.Module, sample: Sample | None) -> Method:
+        if self.rank_allocation == "uniform":
+            return self
+        if sample is None:
+            hint = "`attach(model, method, sample=...)`, or `rank_allocation: uniform`"
+            raise AdapterError("method.rank_allocation: gradients need rows to look at", hint)
+        even = replace(self, rank_allocation="uniform")
+        probe = replace(even, r=WIDEST * self.r, dropout=0.0, bias="none")
+        ranks = gradient_ranks(model, probe, sample, self.r)
+        power = 0.5 if self.use_rslora else 1  # alpha goes with the rank, so that the scale stays
+        alphas = {name: self.alpha * (rank / self.r) ** power for name, rank in ranks.items()}
+        return replace(
+            even,
+            rank_pattern={"^" + re.escape(name): rank for name, rank in ranks.items() if rank != self.r},
+            alpha_pattern={"^" + re.escape(name): a for name, a in alphas.items() if a != self.alpha},
+        )
+
+    def __post_init__(self) -> None:
+        if self.rank_allocation == "gradient" and (self.rank_pattern or self.alpha_pattern):
+            raise ValueError("rank_allocation chooses the ranks; hint: leave `rank_pattern` and `alpha_pattern` out")
 
     def rank(self, name: str) -> int:
         """The rank at the module `name`."""

@@ -1,41 +1,91 @@
-"""`method.init_from`: a run that goes on from an adapter that is there already."""
+"""How what is trained starts: fresh, planned on a look at the data, or from an adapter that is there already."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from peftctl.engine.disk import method_of, read_into, shapes
+from peftctl.config.write import dump
+from peftctl.engine.attach import adapters_of, attach, detach
+from peftctl.engine.disk import load, method_of, shapes
 from peftctl.engine.method import Method
 from peftctl.engine.peft_config import CONFIG, read_config
-from peftctl.errors import AdapterError
+from peftctl.engine.sample import Sample
+from peftctl.errors import AdapterError, Problem
 from peftctl.models.source import adapter
-from peftctl.recipe import method_name
+from peftctl.recipe import method_name, read_method
 from peftctl.verbs.events import Listen, speaker
 
+EARLIER = "earlier"
+"""Name of the adapter to start from while it is attached beside the new one."""
 
-def start_from(model: nn.Module, method: Method, listen: Listen) -> None:
-    """Fill the attached adapter with the one that `method.init_from` names; warn of what else was set when it was made.
 
-    Raises AdapterError for an adapter of another method, and for tensors that do not fit; ModelError and StorageError
-    for a hub id that cannot be had.
+def start(
+    model: nn.Module, method: Method, sample: Sample, before: Mapping[str, Any] | None, accelerator: Any, listen: Listen
+) -> Method:
+    """Attach what the recipe trains to `model`, as it starts; returns the method as planned.
+
+    `before` is what the first start of a resumed run recorded. One process plans for all. Raises AdapterError for an
+    adapter to start from that is of another method or does not fit; ModelError and StorageError for a hub id that
+    cannot be had.
     """
-    assert method.init_from is not None
-    folder = adapter(method.init_from, speaker(listen))
-    config, place = read_config(folder), str(folder / CONFIG)
-    kind = method_of(config, place)
+    from accelerate.utils import broadcast_object_list
+
+    if before:
+        method = read_method(before)
+    else:
+        planned = [method.planned(model, sample) if accelerator.is_main_process else method]
+        [method] = broadcast_object_list(planned) if accelerator.num_processes > 1 else planned
+    folder = None
+    if method.init_from:
+        folder = adapter(method.init_from, speaker(listen))
+        refuse_other_method(folder, method)
+        load(model, folder, EARLIER)
+    attach(model, method, sample=sample)
+    if folder is not None:
+        continue_from(model, folder)
+        detach(model, EARLIER)
+        tell_changes(folder, method, listen)
+    return method
+
+
+def planned_record(planned: Method, method: Method) -> dict[str, Any]:
+    """What a resumed run needs to know of the plan; empty where the recipe says it all."""
+    return {} if planned == method else {"method": {"type": method_name(planned), **dump(planned)}}
+
+
+def refuse_other_method(folder: Path, method: Method) -> None:
+    """Raise AdapterError when `folder` holds an adapter of another method."""
+    kind = method_of(read_config(folder), str(folder / CONFIG))
     if kind is not type(method):
-        raise AdapterError(f"{place}: an adapter of `{kind.peft_type}`; the recipe trains `{method_name(method)}`")
-    read_into(model, folder)
-    changed = unlike(kind.from_peft(config, shapes(folder), place), method)
+        text = f"{folder / CONFIG}: an adapter of `{kind.peft_type}`; the recipe trains `{method_name(method)}`"
+        raise AdapterError(text)
+
+
+def continue_from(model: nn.Module, folder: Path) -> None:
+    """Give the adapters that are to be trained the state of those loaded from `folder`, which have to be as many."""
+    new, old = adapters_of(model, "default"), adapters_of(model, EARLIER)
+    problems = [Problem(f"{folder}: `{site}` is adapted there and not here") for site in old.keys() - new.keys()]
+    problems += [Problem(f"{folder}: `{site}` is adapted here and not there") for site in new.keys() - old.keys()]
+    for site in new.keys() & old.keys():
+        try:
+            new[site].continue_from(old[site])
+        except AdapterError as error:
+            problems += [Problem(f"{folder}: `{site}`: {text}", hint) for text, hint in error.problems]
+    if problems:
+        raise AdapterError.of(sorted(problems))
+
+
+def tell_changes(folder: Path, method: Method, listen: Listen) -> None:
+    """Warn of numbers and switches in which `method` differs from what made `folder`; where it sits has to agree."""
+    then = type(method).from_peft(read_config(folder), shapes(folder), str(folder / CONFIG))
+    pairs = [(field.name, getattr(then, field.name), getattr(method, field.name)) for field in fields(method)]
+    known = [(name, a, b) for name, a, b in pairs if isinstance(a, bool | int | float) and b is not None]
+    changed = [f"`{name}` was {a:g}, is {b:g}" for name, a, b in known if a != b]
     if changed:
         text = f"{folder}: made with other settings than this run's: {', '.join(changed)}"
         listen({"event": "warning", "text": text, "hint": None})
-
-
-def unlike(then: Method, now: Method) -> list[str]:
-    """The numbers and switches in which two of one method differ; where it sits shows in its tensors."""
-    pairs = [(field.name, getattr(then, field.name), getattr(now, field.name)) for field in fields(now)]
-    known = [(name, a, b) for name, a, b in pairs if isinstance(a, bool | int | float)]
-    return [f"`{name}` was {a:g}, is {b:g}" for name, a, b in known if a != b]

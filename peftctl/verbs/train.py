@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from peftctl import recipe as recipes
-from peftctl.engine.attach import attach
 from peftctl.engine.disk import save
+from peftctl.engine.method import Method
 from peftctl.errors import Interrupted, RunError
 from peftctl.exports.card import card
 from peftctl.models import base as models
@@ -32,7 +32,7 @@ from peftctl.verbs.plan import Plan
 from peftctl.verbs.rows import Rows
 from peftctl.verbs.run_folder import RunFolder
 from peftctl.verbs.sample import sample_of
-from peftctl.verbs.start import start_from
+from peftctl.verbs.start import planned_record, start
 
 
 def train(
@@ -73,15 +73,14 @@ def train(
         base = models.load(recipe.model, say=speaker(listen))
         polled(stop, folder)
         torch.manual_seed(recipe.seed)  # the adapter's start
-        attach(base.model, recipe.method, sample=sample_of(recipe, base, rows))
-        if recipe.method.init_from:
-            start_from(base.model, recipe.method, listen)
+        before = folder.read_provenance().get("method") if folder.exists and resume else None
+        method = start(base.model, recipe.method, sample_of(recipe, base, rows), before, accelerator, listen)
         plan = Plan.of(recipe, base, rows, folder.path)
         plan.tell(listen, details=dry_run)
         if dry_run:
             return {"path": str(folder.path), **plan.record()}
         with folder.locked() if accelerator.is_main_process else nullcontext():
-            progress = run(recipe, base, rows, folder, resume, accelerator, stop, listen)
+            progress = run(recipe, base, method, rows, folder, resume, accelerator, stop, listen)
         seconds = time.perf_counter() - started
         return outcome(folder, plan, progress, seconds, listen)
 
@@ -89,6 +88,7 @@ def train(
 def run(
     recipe: Recipe,
     base: models.Base,
+    method: Method,
     rows: Rows,
     folder: RunFolder,
     resume: bool,
@@ -103,7 +103,7 @@ def run(
         refuse_foreign(folder, recipe, resume)  # another process may have begun it while this one loaded its model
         if folder.finished:
             raise RunError(f"{folder.path}: another process has just finished this run", "nothing is left to do")
-        found = begin(folder, recipe, base, rows, resume, say)
+        found = begin(folder, recipe, base, method, rows, say)
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         found, _ = checkpoint.latest(folder.checkpoints) if resume else (None, [])
@@ -116,7 +116,7 @@ def run(
     with Journal(folder.metrics, step=done, listener=listen) if main else nullcontext() as journal:
         progress = loop(
             base.model,
-            recipe.method,
+            method,
             recipe.trainer,
             rows.train.rows,
             rows.eval.rows if rows.eval else [],
@@ -137,7 +137,7 @@ def run(
 
 
 def begin(
-    folder: RunFolder, recipe: Recipe, base: models.Base, rows: Rows, resume: bool, say: Callable[[str], None]
+    folder: RunFolder, recipe: Recipe, base: models.Base, method: Method, rows: Rows, say: Callable[[str], None]
 ) -> checkpoint.Checkpoint | None:
     """Write down what this run is, or find the checkpoint that an earlier one left."""
     if not folder.exists:
@@ -151,6 +151,7 @@ def begin(
             "chat_template": provenance.digest(rows.train.chat_template or ""),
             "versions": provenance.versions(),
             "hardware": provenance.hardware(),
+            **planned_record(method, recipe.method),
         }
         folder.write_json(folder.provenance, record)
         storage.replace_atomically(folder.recipe, recipes.dump(recipe).encode())

@@ -14,6 +14,7 @@ import pytest
 import tiny
 import tiny_chat
 import torch
+from safetensors.torch import load_file
 
 import peftctl
 from peftctl import recipe as recipes
@@ -142,10 +143,28 @@ def test_a_run_may_start_from_an_adapter(finished: Path, made: Callable[..., Any
     assert step["loss"] != pytest.approx(figures["base"]["loss"], rel=1e-2)
 
 
-def test_another_shape_to_start_from_is_refused(finished: Path, made: Callable[..., Any], tmp_path: Path):
-    with pytest.raises(peftctl.PeftctlError, match="shape") as caught:
-        peftctl.train(made(method={"init_from": str(finished / "adapter"), "r": 8}), output=tmp_path / "run")
-    assert len(caught.value.problems) == 28  # A and B of 14 linears
+def test_the_rank_may_grow_from_stage_to_stage(finished: Path, made: Callable[..., Any], tmp_path: Path, data: Path):
+    whole = {"steps": 1, "batch_size": 11}
+    same = {"init_from": str(finished / "adapter"), "dropout": 0.0}
+    peftctl.train(made(method=same, trainer=whole), output=tmp_path / "same")
+    for more in ({"r": 12}, {"r": 12, "use_rslora": True}):
+        peftctl.train(made(method=same | more, trainer=whole), output=tmp_path / f"grown-{len(more)}")
+        [step], [reference] = tiny_chat.steps(tmp_path / f"grown-{len(more)}"), tiny_chat.steps(tmp_path / "same")
+        assert step["loss"] == pytest.approx(reference["loss"], rel=1e-6)
+        tensors = load_file(tmp_path / f"grown-{len(more)}" / "adapter" / "adapter_model.safetensors")
+        grown = next(tensor for key, tensor in tensors.items() if key.endswith("q_proj.lora_B.weight"))
+        assert grown.shape[1] == 12
+        assert grown[:, -1].abs().min() > 0  # the new ranks are trained
+
+
+def test_a_smaller_rank_and_other_modules_are_refused(finished: Path, made: Callable[..., Any], tmp_path: Path):
+    method = {"init_from": str(finished / "adapter"), "r": 1}
+    with pytest.raises(peftctl.PeftctlError, match=r"rank \d there, 1 here") as caught:
+        peftctl.train(made(method=method), output=tmp_path / "run")
+    assert len(caught.value.problems) == 14  # linears
+    with pytest.raises(peftctl.PeftctlError, match="is adapted there and not here") as caught:
+        peftctl.train(made(method=method | {"target_modules": ["q_proj"], "r": 8}), output=tmp_path / "run")
+    assert len(caught.value.problems) == 12
     assert not (tmp_path / "run").exists()
 
 
