@@ -94,9 +94,7 @@ def test_a_run_plans_once_and_writes_it_down(tmp_path: Path, monkeypatch: pytest
         base = tiny_chat.write_base(tmp_path / "base")
         rows = tiny_chat.write_rows(tmp_path / "rows.jsonl", tiny_chat.chats(11))
         method = {"type": "lora", "r": 4, "rank_allocation": "gradient"}
-        made = recipe(
-            method={"type": "lora", "r": 4, "rank_allocation": "gradient"}, trainer={"steps": 4, "save_every": 2}
-        )
+        made = tiny_chat.recipe(base, rows, method=method, trainer={"steps": 4, "save_every": 2})
         peftctl.train(made, output=tmp_path / "run")
         config = json.loads((tmp_path / "run/adapter/adapter_config.json").read_text())
         assert len(set(config["rank_pattern"].values())) > 1
