@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from peftctl.engine.disk import WEIGHTS, shapes
+from peftctl.engine.disk import PREFIX, WEIGHTS, header
 from peftctl.errors import AdapterError
 from peftctl.models.folder import read_json
 
@@ -22,11 +22,10 @@ def digest(adapter: Path) -> str:
     """
     from safetensors import safe_open
 
-    names = sorted(shapes(adapter))
+    stored = {key.removeprefix(PREFIX): key for key in header(adapter / WEIGHTS)}
     found = hashlib.sha256()
     with safe_open(adapter / WEIGHTS, "pt") as file:
-        stored = {key.removeprefix("base_model.model."): key for key in file.keys()}  # noqa: SIM118
-        for name in names:
+        for name in sorted(stored):
             tensor = file.get_tensor(stored[name]).contiguous()
             found.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}:".encode())
             found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)

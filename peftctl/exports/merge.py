@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from peftctl.engine.attach import methods
-from peftctl.errors import RunError, StorageError
+from peftctl.errors import NotMergeable, RunError, StorageError
 from peftctl.exports.companions import copy_companions, write_config
 from peftctl.exports.dequantise import Dequantised, Quantised, linears
 from peftctl.exports.difference import compare
@@ -23,7 +23,7 @@ from peftctl.exports.shards import write_shards
 from peftctl.exports.skeleton import keys, skeleton
 from peftctl.exports.weights import Weights
 from peftctl.methods import METHODS, load
-from peftctl.models.folder import fingerprint
+from peftctl.models.origin import origin
 from peftctl.models.quiet import Say, silent
 from peftctl.models.tokenizer import read_tokenizer
 from peftctl.training import filesystem
@@ -87,6 +87,9 @@ def merge(
     before, identity = merged_before(base, place), digest(adapter)
     refuse_twice(identity, before, place)
     load(model, adapter, NAME)
+    if into == "base" and methods(model)[NAME].needs_quantised:
+        text = "export.into: `base`: this adapter makes up for the quantisation that it was trained on"
+        raise NotMergeable(text, "merge it `--into dequantised`")
     method = next(name for name, cls in METHODS.items() if type(methods(model)[NAME]) is cls)
     weights = Weights(base, place)
     if into == "dequantised" and quantised is not None:
@@ -123,7 +126,7 @@ def merge(
             say("the adapter changes so little that rounding hides most of it: `export.dtype: float32` would keep it")
         report = {
             "adapter": {"sha256": identity, "method": method},
-            "base": {"name": base_name or base.name, **fingerprint(base)},
+            "base": origin(base, base_name or base.name),
             "merged_before": before,
             "into": into,
             "dtype": dtype,

@@ -42,8 +42,13 @@ def merge(
     found = with_base(open_target(target), base)
     if found.adapter is None:
         raise RunError(f"{target}: there is no adapter to merge", "train first")
-    if base is None:
+    try:
         found.check_base()
+    except RunError as error:
+        if base is None:
+            raise
+        [(text, hint)] = error.problems  # they asked for it
+        listen({"event": "warning", "text": text, "hint": hint})
     say = speaker(listen)
     settings = found.recipe.export if found.recipe else Export()
     with Stop() as stop:

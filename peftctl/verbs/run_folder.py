@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from peftctl.errors import RunError, StorageError
-from peftctl.models.base import fingerprint
+from peftctl.models.origin import refuse_other_base
 from peftctl.training import filesystem, storage
 from peftctl.verbs.provenance import json_bytes
 
@@ -78,14 +78,7 @@ class RunFolder:
 
     def refuse_other_base(self, base: Path, name: str) -> None:
         """Raise RunError when the model in the folder `base`, called `name`, is not the one this run was trained on."""
-        then, now = self.read_provenance().get("base", {}), fingerprint(base)
-        # another commit of the hub may bring the same model
-        changed = [key for key in ("config", "weights") if key in then and then[key] != now[key]]
-        if changed:
-            hint = f"its {' and '.join(changed)} differ"
-            if then.get("commit"):
-                hint += f"; set `model.revision={then['commit']}`"
-            raise RunError(f"{name}: not the base that `{self.path}` was trained on", hint)
+        refuse_other_base(self.read_provenance().get("base", {}), base, name, self.path)
 
     def write_json(self, path: Path, record: dict[str, Any]) -> None:
         """A small file of this folder, whole or not at all."""

@@ -16,6 +16,8 @@ from peftctl.engine.method import Method
 from peftctl.engine.peft_config import CONFIG, read_config
 from peftctl.engine.sample import Sample
 from peftctl.errors import AdapterError, Problem
+from peftctl.models.base import Base
+from peftctl.models.origin import refuse_stranger
 from peftctl.models.source import adapter
 from peftctl.recipe import method_name, read_method
 from peftctl.verbs.events import Listen, speaker
@@ -25,16 +27,17 @@ EARLIER = "earlier"
 
 
 def start(
-    model: nn.Module, method: Method, sample: Sample, before: Mapping[str, Any] | None, accelerator: Any, listen: Listen
+    base: Base, method: Method, sample: Sample, before: Mapping[str, Any] | None, accelerator: Any, listen: Listen
 ) -> Method:
-    """Attach what the recipe trains to `model`, as it starts; returns the method as planned.
+    """Attach what the recipe trains to `base`, as it starts; returns the method as planned.
 
     `before` is what the first start of a resumed run recorded. One process plans for all. Raises AdapterError for an
-    adapter to start from that is of another method or does not fit; ModelError and StorageError for a hub id that
-    cannot be had.
+    adapter to start from that is of another method or does not fit, RunError for one of another base; ModelError and
+    StorageError for a hub id that cannot be had.
     """
     from accelerate.utils import broadcast_object_list
 
+    model = base.model
     if before:
         method = read_method(before)
     else:
@@ -44,6 +47,7 @@ def start(
     if method.init_from:
         folder = adapter(method.init_from, speaker(listen))
         refuse_other_method(folder, method)
+        refuse_stranger(folder, base.folder, base.name)
         load(model, folder, EARLIER)
     attach(model, method, sample=sample)
     if folder is not None:

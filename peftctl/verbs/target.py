@@ -11,6 +11,7 @@ from peftctl import recipe as recipes
 from peftctl.engine.peft_config import CONFIG, read_config
 from peftctl.errors import RunError
 from peftctl.models.base import Model
+from peftctl.models.origin import refuse_stranger
 from peftctl.models.source import adapter as find_adapter
 from peftctl.models.source import local
 from peftctl.recipe import Recipe
@@ -27,10 +28,12 @@ class Target:
     folder: RunFolder | None = None
 
     def check_base(self) -> None:
-        """Raise RunError when the base is not the one that the run was trained on."""
+        """Raise RunError when the base is not the one that run and adapter were trained on."""
+        name = self.model.name_or_path
         if self.folder is not None:
-            model = self.model
-            self.folder.refuse_other_base(local(model.name_or_path, model.revision), model.name_or_path)
+            self.folder.refuse_other_base(local(name, self.model.revision), name)
+        if self.adapter is not None:
+            refuse_stranger(self.adapter, local(name, self.model.revision), name)
 
 
 def open_target(target: str, overrides: Iterable[str] = (), adapter: str | None = None) -> Target:

@@ -15,9 +15,10 @@ from peftctl import recipe as recipes
 from peftctl.engine.disk import save
 from peftctl.engine.method import Method
 from peftctl.errors import Interrupted, RunError
-from peftctl.exports.card import card
+from peftctl.exports.card import card, public
 from peftctl.models import base as models
 from peftctl.models.allocator import keep_memory
+from peftctl.models.origin import ORIGIN, origin, origin_bytes
 from peftctl.recipe import Recipe
 from peftctl.training import checkpoint, filesystem, storage
 from peftctl.training.journal import Journal
@@ -74,7 +75,7 @@ def train(
         polled(stop, folder)
         torch.manual_seed(recipe.seed)  # the adapter's start
         before = folder.read_provenance().get("method") if folder.exists and resume else None
-        method = start(base.model, recipe.method, sample_of(recipe, base, rows), before, accelerator, listen)
+        method = start(base, recipe.method, sample_of(recipe, base, rows), before, accelerator, listen)
         plan = Plan.of(recipe, base, rows, folder.path)
         plan.tell(listen, details=dry_run)
         if dry_run:
@@ -144,7 +145,7 @@ def begin(
         record = {
             "started": provenance.now(),
             "seed": recipe.seed,
-            "base": {"name": base.name, **models.fingerprint(base.folder)},
+            "base": origin(base.folder, base.name),
             "data": rows.digests(),
             "rows": rows.counts(),
             "stop_ids": rows.train.stop_ids,
@@ -167,8 +168,9 @@ def begin(
 
 
 def write_adapter(folder: Path, *, recipe: Recipe, base: models.Base, rows: Rows) -> None:
-    """The adapter as a PEFT folder, the chat template it was trained with and a model card beside it."""
+    """The adapter as a PEFT folder; beside it what it was trained on, the chat template and a model card."""
     save(base.model, folder)
+    filesystem.write(folder / ORIGIN, [origin_bytes(base.folder, public(base.name))])
     if rows.train.chat_template is not None:
         filesystem.write(folder / "chat_template.jinja", [rows.train.chat_template.encode()])
     filesystem.write(folder / "README.md", [card(facts_of(recipe, base.name, rows.counts())).encode()])

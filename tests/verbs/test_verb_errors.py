@@ -216,3 +216,19 @@ def test_files_that_may_not_grow(command: str, size: int, cli: Cli, finished: Pa
     refused(result, "error: ")
     assert not list(Path.cwd().rglob(".tmp-*"))
     assert tiny_chat.tree(finished) == before
+
+
+def test_an_adapter_says_itself_when_its_base_is_another(finished: Path, tmp_path: Path, cli: Cli):
+    sibling = tiny_chat.write_base(tmp_path / "sibling", seed=5)
+    shutil.copytree(finished / "adapter", tmp_path / "alone")
+    config = json.loads((tmp_path / "alone" / "adapter_config.json").read_text())
+    changed = config | {"base_model_name_or_path": str(sibling)}
+    (tmp_path / "alone" / "adapter_config.json").write_text(json.dumps(changed))
+    told = f"{sibling}: not the base that `alone` was trained on\n  hint: its weights differ\n"
+    shown = cli("merge", "alone", "--output", "out")
+    assert (shown.code, shown.err) == (1, f"error: {told}")
+    shown = cli("merge", "alone", "--base", str(sibling), "--output", "asked-for")
+    assert shown.code == 0
+    assert f"warning: {told}" in shown.err
+    (tmp_path / "alone" / "peftctl.json").unlink()  # then nobody can know
+    assert cli("merge", "alone", "--output", "out").code == 0

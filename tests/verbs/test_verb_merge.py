@@ -100,7 +100,9 @@ def test_an_exported_adapter_loads_in_peft(
     result = cli("export", finished, "--format", "peft", "--output", "adapter")
     assert (result.code, result.out) == (0, "adapter\n")
     names = {path.name for path in (tmp_path / "adapter").iterdir()}
-    assert names == {"adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "README.md"}
+    files = {"adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "peftctl.json", "README.md"}
+    assert names == files
+    assert str(base.parent) not in (tmp_path / "adapter" / "peftctl.json").read_text()
     model = PeftModel.from_pretrained(tiny_chat.plain(base), "adapter").eval()
     ours = peftctl.load(tiny_chat.plain(base), finished / "adapter")
     torch.testing.assert_close(tiny.logits(model), tiny.logits(ours), atol=1e-6, rtol=0)

@@ -25,7 +25,11 @@ def test_a_run_folder_holds_everything(finished: Path):
     names = {path.name for path in finished.iterdir()}
     assert names == {"recipe.yaml", "provenance.json", "adapter", "checkpoints", "metrics.jsonl", "run.lock"}
     adapter = {path.name for path in (finished / "adapter").iterdir()}
-    assert adapter == {"adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "README.md"}
+    files = {"adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "peftctl.json", "README.md"}
+    assert adapter == files
+    origin = json.loads((finished / "adapter" / "peftctl.json").read_text())["base"]
+    provenance = json.loads((finished / "provenance.json").read_text())["base"]
+    assert origin == provenance | {"name": "tiny-llama"}
     assert (finished / "adapter" / "chat_template.jinja").read_text() == tiny_chat.TEMPLATE
     assert not list(finished.rglob(".tmp-*"))
 

@@ -1,0 +1,43 @@
+"""Which base an adapter was trained on: a fingerprint in a file of our own, beside HF PEFT's files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peftctl.errors import RunError
+from peftctl.models.folder import fingerprint, read_json
+
+ORIGIN = "peftctl.json"
+"""Not among the files that HF PEFT reads."""
+
+
+def origin(base: Path, name: str) -> dict[str, Any]:
+    """What is remembered of the model in the folder `base`, called `name`."""
+    return {"name": name, **fingerprint(base)}
+
+
+def origin_bytes(base: Path, name: str) -> bytes:
+    """What `peftctl.json` holds for an adapter of that model."""
+    return json.dumps({"base": origin(base, name)}, indent=2, sort_keys=True).encode()
+
+
+def refuse_other_base(then: Mapping[str, Any], base: Path, name: str, place: Path) -> None:
+    """Raise RunError when the model in the folder `base`, called `name`, is not the one that `then` remembers."""
+    now = fingerprint(base)
+    # another commit of the hub may bring the same model
+    changed = [key for key in ("config", "weights") if key in then and then[key] != now[key]]
+    if changed:
+        hint = f"its {' and '.join(changed)} differ"
+        if then.get("commit"):
+            hint += f"; set `model.revision={then['commit']}`"
+        raise RunError(f"{name}: not the base that `{place}` was trained on", hint)
+
+
+def refuse_stranger(adapter: Path, base: Path, name: str) -> None:
+    """Raise RunError when the folder `adapter` says that it was trained on another model; most say nothing."""
+    if (adapter / ORIGIN).is_file():
+        then = read_json(adapter / ORIGIN, str(adapter)).get("base")
+        refuse_other_base(then if isinstance(then, dict) else {}, base, name, adapter)
