@@ -75,6 +75,25 @@ def bias(module: nn.Module) -> Tensor | None:
     return module._parameters.get("bias")
 
 
+def ends_in_bias(module: nn.Module) -> bool:
+    """Whether `module` has a bias and adds it at the end of its forward."""
+    adding = (nn.LayerNorm, nn.GroupNorm, nn.Conv1d, nn.Conv2d)
+    return (is_linear(module) or isinstance(module, adding)) and bias(module) is not None
+
+
+def behind_channels(module: nn.Module, y: Tensor) -> int:
+    """How many axes of an output `y` of `module` lie behind the one that its bias belongs to."""
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        return len(module.kernel_size)
+    return y.ndim - 2 if isinstance(module, nn.GroupNorm) else 0
+
+
+def transposed_on_disk(module: nn.Module) -> bool:
+    """Whether the base's files keep the weight of `module` as [in, out]: also of a Conv1D that is now in 4 bits."""
+    source = getattr(module, "source_cls", type(module))  # what transformers says that it has replaced
+    return kind(module) in TRANSPOSED or any(cls.__name__ == "Conv1D" for cls in source.__mro__)
+
+
 def device(module: nn.Module) -> torch.device:
     """Where an adapter of `module` belongs; the CPU for a skeleton without weights (`meta`)."""
     first = next(module.parameters(), None)
