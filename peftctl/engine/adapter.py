@@ -29,6 +29,9 @@ class Adapter(nn.Module):
     strength: float = 1.0
     """The weight given by `activate`; 1 is the adapter as trained."""
 
+    follows: Adapter | None = None
+    """The adapter of another host that this one repeats, because their hosts share one weight: no child either."""
+
     def forward(self, base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 

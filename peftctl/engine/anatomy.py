@@ -74,8 +74,9 @@ def find(
     layers: int | list[int] | None = None,
     layers_pattern: str | list[str] | None = None,
     saved: list[str] | None = None,
+    adapts: tuple[type[nn.Module], ...] = (nn.Embedding,),
 ) -> list[Site]:
-    """The linears and embeddings that `targets` names, in the order of the model.
+    """The linears, and modules of the classes `adapts`, that `targets` names, in the order of the model.
 
     `layers` keeps only the numbered blocks given, `saved` are modules trained whole and therefore not adapted.
     Raises AdapterError when an entry matches nothing, with near names, or matches what cannot carry an adapter.
@@ -96,18 +97,24 @@ def find(
             f"method.target_modules: no module of {type(model).__name__} is left to adapt",
             "look at `exclude_modules` and `layers_to_transform`",
         )
-    misfits = [site for site in found if not (is_linear(site.module) or isinstance(site.module, nn.Embedding))]
+    misfits = [site for site in found if not (is_linear(site.module) or isinstance(site.module, adapts))]
     if misfits:
         raise AdapterError.of(
             [
                 Problem(
-                    f"method.target_modules: `{site.name}` is a {type(site.module).__name__}, no linear or embedding",
+                    f"method.target_modules: `{site.name}` is a {type(site.module).__name__}, {no(adapts)}",
                     "name the linears inside it, or use `all-linear`",
                 )
                 for site in misfits
             ]
         )
     return found
+
+
+def no(adapts: tuple[type[nn.Module], ...]) -> str:
+    """What a module is not that is neither a linear nor one of `adapts`."""
+    words = ["linear", *("embedding" if cls is nn.Embedding else cls.__name__ for cls in adapts)]
+    return f"no {' or '.join(words)}"
 
 
 def matched(sites: list[Site], targets: Targets, model: nn.Module, place: str) -> set[str]:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from peftctl.engine import hosts
 from peftctl.engine.adapter import Adapter, Linear
 from peftctl.engine.trained import own_bias, rebiased
-from peftctl.errors import AdapterError
+from peftctl.errors import AdapterError, NotMergeable
 
 
 class LowRank(Adapter):
-    """What the two forms below share: the scale and the merged weight."""
+    """What the forms below share: the scale and the merged weight."""
 
     scalable = True
 
@@ -26,7 +26,7 @@ class LowRank(Adapter):
         self.scale = scale
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """A [r, in] and B [out, r]."""
+        """A [r, in] and B [out, r]; of a convolution, the kernel's positions count as inputs."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -49,7 +49,7 @@ class LowRank(Adapter):
             return value
         A, B = self.factors()
         update = hosts.stored(self.host, (self.strength * self.scale) * (B.float() @ A.float()))
-        return (value.float() + update.to(value.device)).to(value.dtype)
+        return (value.float() + update.to(value.device).reshape(value.shape)).to(value.dtype)
 
 
 class LoRALinear(LowRank):
@@ -69,8 +69,13 @@ class LoRALinear(LowRank):
         return self.lora_A.weight, self.lora_B.weight
 
     def forward(self, base: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y = base(x, *args, **kwargs) + (self.strength * self.scale) * self.lora_B(self.lora_A(self.dropout(x)))
+        y = base(x, *args, **kwargs) + (self.strength * self.scale) * self.update(self.dropout(x))
         return rebiased(y, self.host, self.bias)
+
+    def update(self, x: Tensor) -> Tensor:
+        """B A x."""
+        update: Tensor = self.lora_B(self.lora_A(x))
+        return update
 
     def merged(self, value: Tensor, name: str = "weight") -> Tensor:
         if name == "bias" and self.bias is not None:
@@ -79,6 +84,36 @@ class LoRALinear(LowRank):
 
     def peft_key(self, site: str, leaf: str) -> str:
         return super().peft_key(site, "base_layer.bias" if leaf == "bias" else leaf)
+
+
+class LoRAFromStart(LoRALinear):
+    """A LoRA that is not zero at its start, (A0, B0), and changes nothing there: y = W x + s (B A - B0 A0) x.
+
+    On disk it is a plain LoRA of twice the rank, [A; A0] and [B, -B0].
+    """
+
+    start_A: Tensor
+    start_B: Tensor
+
+    def __init__(self, host: nn.Module, rank: int, scale: float, dropout: float, bias: bool) -> None:
+        super().__init__(host, rank, scale, dropout, bias)
+        self.register_buffer("start_A", torch.zeros_like(self.lora_A.weight))
+        self.register_buffer("start_B", torch.zeros_like(self.lora_B.weight))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        A, B = super().factors()
+        return torch.cat([A, self.start_A]), torch.cat([B, -self.start_B], dim=1)
+
+    def update(self, x: Tensor) -> Tensor:
+        """(B - B0) A x + B0 (A - A0) x: in half precision, BA x - B0 A0 x would round away what little was learned."""
+        A, B = super().factors()
+        changed = F.linear(F.linear(x, A.to(x.dtype)), (B - self.start_B).to(x.dtype))
+        return changed + F.linear(F.linear(x, (A - self.start_A).to(x.dtype)), self.start_B.to(x.dtype))
+
+    def exported(self) -> dict[str, Tensor]:
+        A, B = self.factors()
+        own = {} if self.bias is None else {"bias": self.bias}
+        return own | {"lora_A.weight": A, "lora_B.weight": B}
 
 
 class LoRAEmbedding(LowRank):
@@ -98,3 +133,47 @@ class LoRAEmbedding(LowRank):
         scale = self.strength * self.scale * getattr(self.host, "embed_scale", 1.0)  # Gemma multiplies its embeddings
         low = F.embedding(ids, self.lora_embedding_A.T).to(y.dtype)
         return y + scale * F.linear(low, self.lora_embedding_B.to(y.dtype))
+
+
+class LoRAConv(LowRank):
+    """x [rows, in, *size] -> y [rows, out, *new size]; A is a convolution like its host, B one of width 1.
+
+    In a host with groups, A crosses them as in HF PEFT, so that the update fits no weight of the host.
+    """
+
+    def __init__(self, host: nn.Conv1d | nn.Conv2d, rank: int, scale: float, dropout: float, bias: bool) -> None:
+        super().__init__(scale)
+        conv: Any = nn.Conv1d if isinstance(host, nn.Conv1d) else nn.Conv2d
+        kind = type(host).__name__
+        if (type(host).forward, type(host)._conv_forward) != (conv.forward, conv._conv_forward):
+            raise AdapterError(f"method.target_modules: a {kind} computes more than its convolution", "leave it out")
+        if rank % host.groups:
+            hint = "choose another `r`, give it one in `rank_pattern`, or leave it out"
+            raise AdapterError(f"method.r: {rank} is no multiple of the {host.groups} groups of a {kind}", hint)
+        size, mode = (host.kernel_size, host.stride, host.padding, host.dilation), host.padding_mode
+        self.dropout = nn.Dropout(dropout)
+        self.lora_A: nn.Conv1d | nn.Conv2d = conv(host.in_channels, rank, *size, bias=False, padding_mode=mode)
+        self.lora_B: nn.Conv1d | nn.Conv2d = conv(rank, host.out_channels, 1, groups=host.groups, bias=False)
+        self.bias = own_bias(host) if bias else None
+        nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_B.weight)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.lora_A.weight.flatten(1), self.lora_B.weight.flatten(1)
+
+    def forward(self, base: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        low = self.lora_A._conv_forward(self.dropout(x), self.lora_A.weight.to(x.dtype), None)
+        update = self.lora_B._conv_forward(low, self.lora_B.weight.to(x.dtype), None)
+        y = base(x, *args, **kwargs) + (self.strength * self.scale) * update
+        return rebiased(y, self.host, self.bias)
+
+    def merged(self, value: Tensor, name: str = "weight") -> Tensor:
+        groups = self.lora_B.groups
+        if groups > 1:
+            raise NotMergeable(f"its update crosses the {groups} groups of the convolution", "keep the adapter")
+        if name == "bias" and self.bias is not None:
+            return self.bias.detach().to(value)
+        return super().merged(value, name)
+
+    def peft_key(self, site: str, leaf: str) -> str:
+        return super().peft_key(site, "base_layer.bias" if leaf == "bias" else leaf)

@@ -5,7 +5,7 @@ Subtracting an update again would not do: in bfloat16 it changes most of the wei
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -34,7 +34,7 @@ def merge(model: nn.Module, keep: bool = False) -> nn.Module:
     """Fold the active adapters into the weights of their hosts; `model` is then a plain model again.
 
     With `keep` the weights as they were, and the adapters, are kept in memory for `unmerge`. A tied output head keeps
-    its own weight when its embedding was adapted, or the other way round.
+    its own weight when its embedding was adapted otherwise than it, or the other way round.
     Raises NotMergeable, before anything has changed, for hosts stored in 4 or 8 bits and for adapters that are
     more than a change of weights.
     """
@@ -44,12 +44,11 @@ def merge(model: nn.Module, keep: bool = False) -> nn.Module:
         for site, host, stack in stacks(model)
         for name, value in folded(host, stack).items()
     }
-    changed = [site for site, _, _ in stacks(model)]
     if keep:
         vars(model)["peft_merged"] = kept(model, new)
-    for name, value in new.items():
-        replace(model, name, nn.Parameter(value, requires_grad=False))
-    untie(model, changed)
+    for name, parameter in shared(model, new).items():
+        replace(model, name, parameter)
+    untie(model)
     for adapter in methods(model):
         detach(model, adapter)
     return model
@@ -96,6 +95,17 @@ def replace(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
     setattr(model.get_submodule(owner), leaf, parameter)
 
 
+def shared(model: nn.Module, values: Mapping[str, torch.Tensor]) -> dict[str, nn.Parameter]:
+    """`values` as parameters; what was one parameter of `model`, and has one value still, stays one."""
+    made: dict[str, nn.Parameter] = {}
+    first: dict[int, nn.Parameter] = {}
+    for name, value in values.items():
+        new = nn.Parameter(value, requires_grad=False)
+        known = first.setdefault(id(model.get_parameter(name)), new)
+        made[name] = known if torch.equal(known, new) else new
+    return made
+
+
 def folded(host: nn.Module, stack: Stack) -> dict[str, torch.Tensor]:
     """The parameters of `host` after every active adapter, by name below it."""
     values = {n: p.detach() for n, p in host.named_parameters() if ".adapters." not in f".{n}"}
@@ -105,8 +115,16 @@ def folded(host: nn.Module, stack: Stack) -> dict[str, torch.Tensor]:
 
 
 def refuse_quantised(model: nn.Module) -> None:
-    """Raise NotMergeable when an active adapter stands around a host stored in 4 or 8 bits."""
+    """Raise NotMergeable when an active adapter stands around a host stored in 4 or 8 bits, or fits no other."""
+    active = {name for _, _, stack in stacks(model) for name in stack.active}
     problems = [
+        Problem(
+            f"adapter `{name}`: it makes up for the quantisation that it was trained on", "keep it beside that base"
+        )
+        for name in sorted(active)
+        if methods(model)[name].needs_quantised
+    ]
+    problems += [
         Problem(f"`{site}`: its weight is stored in 4 or 8 bits", "merge into the unquantised base: `peftctl merge`")
         for site, host, stack in stacks(model)
         if stack.active and is_quantised(host)
@@ -115,11 +133,11 @@ def refuse_quantised(model: nn.Module) -> None:
         raise NotMergeable.of(problems)
 
 
-def untie(model: nn.Module, changed: Iterable[str]) -> None:
+def untie(model: nn.Module) -> None:
     """Say in the model's configuration that embedding and output head no longer share one weight, when so."""
     config = getattr(model, "config", None)
     if not getattr(config, "tie_word_embeddings", False):
         return
     ends = [getattr(model, f"get_{end}_embeddings")() for end in ("input", "output")]
-    if any(model.get_submodule(site) is end for site in changed for end in ends):
+    if len({id(end.weight) for end in ends if end is not None}) > 1:
         config.tie_word_embeddings = False  # type: ignore[union-attr]

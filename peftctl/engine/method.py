@@ -64,6 +64,11 @@ class Method(Block):
         """
         return [self.adapter(site) for site in sites]
 
+    @property
+    def needs_quantised(self) -> bool:
+        """Whether its adapters make up for the quantisation of their base, so that no other base fits them."""
+        return False
+
     def unfreezes(self, name: str) -> bool:
         """Whether the base parameter `name` is trained in place; only full fine-tuning does that."""
         return False
@@ -102,6 +107,9 @@ class Method(Block):
 class Targeted(Method):
     """A method that adapts the linears and embeddings which a recipe names."""
 
+    adapts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Embedding,)
+    """Classes beside linears that it can stand around; any other target is a mistake."""
+
     target_modules: str | list[str] = "all-linear"
     """`all-linear` (all but the output head), `attention`, `mlp`, a list of names, or a regular expression over
     full names."""
@@ -123,6 +131,7 @@ class Targeted(Method):
             layers=self.layers_to_transform,
             layers_pattern=self.layers_pattern,
             saved=self.modules_to_save,
+            adapts=self.adapts,
         )
 
     def saved(self, model: nn.Module) -> list[Site]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -17,3 +18,5 @@ class Sample(NamedTuple):
     """Micro-batches on the device of the model: input_ids, attention_mask, labels [rows, length]."""
     loss: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
     """The task's loss [nats], summed over the trained tokens of a micro-batch."""
+    folder: Path | None = None
+    """Where the files of the base model are, as they were before any quantisation; None when nobody knows."""

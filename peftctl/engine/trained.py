@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,24 +15,50 @@ from peftctl.engine import hosts
 from peftctl.engine.adapter import Adapter, Stack
 from peftctl.errors import AdapterError
 
+CACHES = ("past_key_values", "layer_past", "use_cache")
+"""Arguments that a block goes without while it is recomputed, as in transformers: it would write to a cache twice."""
+
 
 class Trained(Adapter):
     """A float32 copy of its host that runs instead of it, in the dtype of the input (HF PEFT: modules_to_save)."""
 
-    def __init__(self, host: nn.Module) -> None:
+    def __init__(self, host: nn.Module, place: str = "method.modules_to_save") -> None:
         super().__init__()
         if any(hosts.is_quantised(module) for module in host.modules()):
             raise AdapterError(
-                f"method.modules_to_save: a {type(host).__name__} stored in 4 or 8 bits cannot be trained",
+                f"{place}: a {type(host).__name__} stored in 4 or 8 bits cannot be trained",
                 "leave it out, or train it with `quantization: none`",
             )
         self.copy = pristine(host).float().requires_grad_(True)
 
     def forward(self, base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        recomputing = self.recomputing()
+        if not (recomputing and self.training):
+            return self.run(*args, **kwargs)
+        kwargs |= {key: None for key in CACHES if key in kwargs}
+        checkpoint: Any = recomputing[0]._gradient_checkpointing_func
+        return checkpoint(partial(self.run, **kwargs), *args)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """The copy's forward, with its weights in the dtype of the input; recomputed as a whole or not at all.
+
+        Blocks inside that recomputed themselves would do it when their weights are in float32 again.
+        """
         given = (x.dtype for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.is_floating_point())
         dtype = next(given, next(self.host.parameters()).dtype)
         state = {name: p.to(dtype) for name, p in self.copy.named_parameters()}
-        return functional_call(self.copy, state, args, kwargs)
+        recomputing = self.recomputing()
+        for block in recomputing:
+            block.gradient_checkpointing = False
+        try:
+            return functional_call(self.copy, state, args, kwargs)
+        finally:
+            for block in recomputing:
+                block.gradient_checkpointing = True
+
+    def recomputing(self) -> list[Any]:
+        """The blocks inside that transformers has told to recompute their activations in the backward pass."""
+        return [module for module in self.copy.modules() if getattr(module, "gradient_checkpointing", False)]
 
     def merged(self, value: Tensor, name: str = "weight") -> Tensor:
         return self.copy.get_parameter(name).detach().to(value)
@@ -63,15 +90,32 @@ def own_bias(host: nn.Module) -> nn.Parameter | None:
 
 
 def rebiased(y: Tensor, host: nn.Module, bias: Tensor | None) -> Tensor:
-    """`y` with the bias of `host` replaced by `bias`."""
+    """`y`, which `host` computed, with the bias of `host` replaced by `bias`."""
     old = hosts.bias(host)
-    return y if bias is None or old is None else y + (bias - old).to(y.dtype)
+    if bias is None or old is None:
+        return y
+    change = (bias - old).to(y.dtype)
+    return y + change.reshape(*change.shape, *(1,) * hosts.behind_channels(host, y))
 
 
 def pristine(host: nn.Module) -> nn.Module:
-    """A deep copy of `host` without the adapters that others have put around it."""
-    copy = deepcopy(host)
+    """A deep copy of `host` without the adapters that others have put around it; free under `torch.device("meta")`."""
+    planning = torch.get_default_device().type == "meta"
+    empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta")) for p in host.parameters() if planning}
+    copy = deepcopy(host, empty)
     for module in copy.modules():
         if isinstance(module._modules.get("adapters"), Stack):
             del module.adapters, module.forward
-    return copy.to_empty(device="cpu") if any(p.is_meta for p in copy.parameters()) else copy
+    if planning or not any(p.is_meta for p in copy.parameters()):
+        return copy
+    return materialised(copy)
+
+
+def materialised(skeleton: nn.Module) -> nn.Module:
+    """`skeleton` with parameters of zeros where it has none but their shapes; its buffers stay as they are."""
+    made = {id(p): nn.Parameter(torch.zeros(p.shape, device="cpu")) for p in skeleton.parameters() if p.is_meta}
+    for module in skeleton.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                module._parameters[name] = made[id(parameter)]
+    return skeleton

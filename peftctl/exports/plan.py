@@ -85,7 +85,11 @@ class Plan:
         cannot be written into this model, ModelError when files and model do not fit.
         """
         changed, found = changes(model, name), keys(model, weights)
-        groups = [group for group in tied(model) if group & changed.keys()]
+        touched = [group for group in tied(model) if group & changed.keys()]
+        together = [group for group in touched if group & found.keys() and alike(group, changed)]
+        unwritten = set().union(*together) - found.keys()  # the files have it under the name of another member
+        changed = {name: applied for name, applied in changed.items() if name not in unwritten}
+        groups = [group for group in touched if group not in together]
         refuse_inseparable(model, groups)
         origin = dict(found)
         for group in groups:
@@ -121,6 +125,12 @@ def changes(model: nn.Module, name: str) -> dict[str, tuple[Change, ...]]:
     if problems:
         raise NotMergeable.of(problems)
     return found
+
+
+def alike(group: set[str], changed: dict[str, tuple[Change, ...]]) -> bool:
+    """Whether the members of `group`, which share one weight, all change in the same way and so go on sharing it."""
+    ways = {tuple((id(a.follows or a), leaf) for a, leaf in changed.get(member, ())) for member in group}
+    return len(ways) == 1
 
 
 def refuse_inseparable(model: nn.Module, groups: list[set[str]]) -> None:

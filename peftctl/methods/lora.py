@@ -16,19 +16,21 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from peftctl.config.block import Count, Positive, Probability
-from peftctl.config.quote import quoted
+from peftctl.config.block import Count, Natural, Positive, Probability
 from peftctl.engine import hosts
 from peftctl.engine.adapter import Adapter
 from peftctl.engine.anatomy import Site, modules
-from peftctl.engine.low_rank import LoRAEmbedding, LoRALinear, LowRank
+from peftctl.engine.lora_folder import LOFTQ, read_lora
+from peftctl.engine.low_rank import LoRAConv, LoRAEmbedding, LoRAFromStart, LoRALinear, LowRank
 from peftctl.engine.method import Method, Targeted, register
 from peftctl.engine.patterns import by_pattern
-from peftctl.engine.peft_config import LORA, LORA_CHANGES_BASE, Reader
+from peftctl.engine.peft_config import LORA
 from peftctl.engine.rank_allocation import WIDEST, gradient_ranks
 from peftctl.engine.sample import Sample
+from peftctl.engine.starts import FROM_START, Start, start
+from peftctl.engine.token_rows import build_rows, rows_of
 from peftctl.engine.trained import Bias
-from peftctl.errors import AdapterError
+from peftctl.errors import AdapterError, Problem
 
 __all__ = ["LoRA", "LoRAEmbedding", "LoRALinear", "LowRank"]
 
@@ -36,7 +38,7 @@ __all__ = ["LoRA", "LoRAEmbedding", "LoRALinear", "LowRank"]
 @register
 @dataclass(frozen=True, kw_only=True)
 class LoRA(Targeted):
-    """Low-rank updates of linears and embeddings: the default choice for most fine-tuning."""
+    """Low-rank updates of linears, embeddings and convolutions: the default choice for most fine-tuning."""
 
     r: Count = 16
     """Rank of the update."""
@@ -50,6 +52,14 @@ class LoRA(Targeted):
     """Rank by module: a regular expression over the last parts of a name -> its rank."""
     alpha_pattern: dict[str, Positive] = field(default_factory=dict)
     """Alpha by module, as `rank_pattern`."""
+    init_weights: Start = "default"
+    """How the update starts. `default`, `gaussian`: A random, B zero; `orthogonal`: both random, BA zero; `pissa`: the
+    main singular vectors of the weight; `olora`: its first QR terms; `eva`: A the main directions of the inputs in a
+    few batches; `loftq`: the main singular vectors of what quantisation took from the weight. Embeddings and
+    convolutions know the first two only."""
+    trainable_token_indices: list[Natural] | dict[str, list[Natural]] | None = None
+    """Tokens whose embeddings are trained beside: ids of the input embedding, or name of a module -> ids. An output
+    head that shares the weight follows."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Biases trained beside the update: of no module, of all, of the adapted ones."""
     lora_plus_ratio: Positive | None = None
@@ -60,6 +70,7 @@ class LoRA(Targeted):
 
     peft_type: ClassVar[str] = "LORA"
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
+    adapts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Embedding, nn.Conv1d, nn.Conv2d)
 
     def planned(self, model: nn.Module, sample: Sample | None) -> Method:
         if self.rank_allocation == "uniform":
@@ -68,7 +79,8 @@ class LoRA(Targeted):
             hint = "`attach(model, method, sample=...)`, or `rank_allocation: uniform`"
             raise AdapterError("method.rank_allocation: gradients need rows to look at", hint)
         even = replace(self, rank_allocation="uniform")
-        probe = replace(even, r=WIDEST * self.r, dropout=0.0, bias="none")
+        plain = {"dropout": 0.0, "bias": "none", "init_weights": "default", "trainable_token_indices": None}
+        probe = replace(even, r=WIDEST * self.r, **plain)  # type: ignore[arg-type]
         ranks = gradient_ranks(model, probe, sample, self.r)
         power = 0.5 if self.use_rslora else 1  # alpha goes with the rank, so that the scale stays
         alphas = {name: self.alpha * (rank / self.r) ** power for name, rank in ranks.items()}
@@ -81,6 +93,16 @@ class LoRA(Targeted):
     def __post_init__(self) -> None:
         if self.rank_allocation == "gradient" and (self.rank_pattern or self.alpha_pattern):
             raise ValueError("rank_allocation chooses the ranks; hint: leave `rank_pattern` and `alpha_pattern` out")
+        if self.init_from and self.init_weights in FROM_START:
+            raise ValueError(f"init_weights: `{self.init_weights}` is a start, as `init_from` is; hint: leave one out")
+
+    @property
+    def needs_quantised(self) -> bool:
+        return self.init_weights == "loftq"
+
+    def start(self, model: nn.Module, name: str, sample: Sample | None) -> None:
+        if self.init_weights != "default" and self.init_from is None:
+            start(model, name, self.init_weights, sample)
 
     def rank(self, name: str) -> int:
         """The rank at the module `name`."""
@@ -93,7 +115,14 @@ class LoRA(Targeted):
 
     def sites(self, model: nn.Module) -> list[Site]:
         sites = super().sites(model)
-        return sites + self.other_biases(model, sites) if self.bias == "all" else sites
+        sites += self.other_biases(model, sites) if self.bias == "all" else []
+        rows = [row.site for row in rows_of(model, self.trainable_token_indices)]
+        if twice := {site.name for site in sites} & {site.name for site in rows}:
+            text = (
+                "method.trainable_token_indices: `{}` is adapted as a whole too, or shares the weight of such a module"
+            )
+            raise AdapterError.of([Problem(text.format(name), "leave one out") for name in sorted(twice)])
+        return sites + rows
 
     def other_biases(self, model: nn.Module, taken: list[Site]) -> list[Site]:
         """Modules outside all of `taken` that end in adding a bias."""
@@ -103,14 +132,18 @@ class LoRA(Targeted):
         return [s for s in adding if not f"{s.name}.".startswith(inside) and hosts.bias(s.module) is not None]
 
     def build(self, model: nn.Module, sites: list[Site]) -> list[Adapter]:
-        adapted = super().sites(model)
-        return super().build(model, adapted) + [Bias(site.module) for site in sites[len(adapted) :]]
+        adapted, rows = super().sites(model), rows_of(model, self.trainable_token_indices)
+        biases = [Bias(site.module) for site in sites[len(adapted) : len(sites) - len(rows)]]
+        return super().build(model, adapted) + biases + build_rows(rows)
 
     def adapter(self, site: Site) -> Adapter:
         rank, scale = self.rank(site.name), self.scale(site.name)
         if isinstance(site.module, nn.Embedding):
             return LoRAEmbedding(site.module, rank, scale)
-        return LoRALinear(site.module, rank, scale, self.dropout, self.bias != "none")
+        if isinstance(site.module, nn.Conv1d | nn.Conv2d):
+            return LoRAConv(site.module, rank, scale, self.dropout, self.bias != "none")
+        form = LoRAFromStart if self.init_weights in FROM_START else LoRALinear
+        return form(site.module, rank, scale, self.dropout, self.bias != "none")
 
     def groups(self, named: Mapping[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]]:
         if self.lora_plus_ratio is None:
@@ -123,17 +156,21 @@ class LoRA(Targeted):
     def peft_config(self, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
         names = sorted(name for name, adapter in adapters.items() if isinstance(adapter, LowRank))
         alphas = {name: by_pattern(self.alpha_pattern, name, self.alpha) for name in names}
+        twice = 2 if self.init_weights in FROM_START else 1  # their start is written beside them
+        more = math.sqrt(twice) if self.use_rslora and twice > 1 else twice
         return LORA | {
-            "r": self.r,
-            "lora_alpha": self.alpha,
+            "r": twice * self.r,
+            "lora_alpha": more * self.alpha,
             "lora_dropout": self.dropout,
             "use_rslora": self.use_rslora,
             "bias": self.bias,
             "fan_in_fan_out": any(hosts.kind(adapters[name].host) == "Conv1D" for name in names),
+            "loftq_config": LOFTQ if self.needs_quantised else {},
             "target_modules": names,
+            "trainable_token_indices": self.trainable_token_indices,
             "modules_to_save": sorted(self.modules_to_save) or None,
-            "rank_pattern": {name: self.rank(name) for name in names if self.rank(name) != self.r},
-            "alpha_pattern": {name: alpha for name, alpha in alphas.items() if alpha != self.alpha},
+            "rank_pattern": {name: twice * self.rank(name) for name in names if self.rank(name) != self.r},
+            "alpha_pattern": {name: more * alpha for name, alpha in alphas.items() if alpha != self.alpha},
         }
 
     @classmethod
@@ -142,53 +179,4 @@ class LoRA(Targeted):
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str) -> LoRA:
-        read = Reader(config, place)
-        read.supported(LORA, UNDERSTOOD)
-        init = config.get("init_lora_weights")
-        if isinstance(init, str) and init.lower().startswith(LORA_CHANGES_BASE):
-            hint = "save it from PEFT with `path_initial_model_for_weight_conversion`"
-            read.wrong("init_lora_weights", f"{quoted(init)} makes the adapter one for a changed base", hint)
-        ranks = {site(key): shape[0] if shape else 0 for key, shape in shapes.items() if key.endswith(A_LEAVES)}
-        r, alpha = read.count("r", LORA["r"]), read.number("lora_alpha", LORA["lora_alpha"])
-        dropout, use_rslora = read.number("lora_dropout", 0.0, most=1), read.flag("use_rslora")
-        bias, saved = read.choice("bias", ("none", "all", "lora_only")), read.saved(shapes)
-        pattern, alpha_pattern = read.patterns("rank_pattern", ranks), read.patterns("alpha_pattern", ranks)
-        if not ranks:
-            read.wrong("peft_type", "the tensor file beside it holds no LoRA")
-        read.done()
-        for name, rank in ranks.items():
-            said = by_pattern(pattern, name, r)
-            if rank != said:
-                read.wrong("r", f"{quoted(name)} has rank {rank}, the config says {said}")
-        read.done()
-        alphas = {name: by_pattern(alpha_pattern, name, alpha) for name in ranks}
-        return cls(
-            r=r,
-            alpha=alpha,
-            dropout=dropout,
-            use_rslora=use_rslora,
-            bias=bias,  # type: ignore[arg-type]
-            target_modules=sorted(ranks),
-            modules_to_save=saved,
-            rank_pattern={"^" + re.escape(name): rank for name, rank in ranks.items() if rank != r},
-            alpha_pattern={"^" + re.escape(name): value for name, value in alphas.items() if value != alpha},
-        )
-
-
-A_LEAVES = (".lora_A.weight", ".lora_embedding_A")
-
-
-def site(key: str) -> str:
-    """The module that the tensor `key` of an A belongs to."""
-    return next(key.removesuffix(leaf) for leaf in A_LEAVES if key.endswith(leaf))
-
-
-UNDERSTOOD = {
-    *("r", "lora_alpha", "lora_dropout", "use_rslora", "bias", "target_modules", "modules_to_save"),
-    *("rank_pattern", "alpha_pattern", "init_lora_weights"),
-    # where the adapter sits is read from its tensors; these say the same in other words
-    *("exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"),
-    # of interest while training only, or meaningless here
-    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size"),
-    *("megatron_config", "megatron_core"),
-}
+        return cls(**read_lora(config, shapes, place))

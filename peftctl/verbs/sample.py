@@ -30,4 +30,4 @@ def sample_of(recipe: Recipe, base: Base, rows: Rows) -> Sample:
             batch = collate([train[i] for i in part], base.tokenizer.pad_token_id)
             yield {key: value.to(base.device) for key, value in batch.items()}
 
-    return Sample(base.tokenizer, batches, sft.loss)
+    return Sample(base.tokenizer, batches, sft.loss, base.folder)
