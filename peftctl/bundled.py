@@ -41,16 +41,18 @@ def copy(name: str, to: Path) -> list[Path]:
 
     Raises RecipeError when something is there already.
     """
-    source = path(name)
-    files = {source: to}
-    for file in sorted((source.parent / "data").rglob("*")):
-        relative = file.relative_to(source.parent)
-        if file.is_file() and file.suffix == ".jsonl" and relative.as_posix() in text(name):
-            files[file] = to.parent / relative
-    there = [str(target) for target in files.values() if target.exists()]
+    written = text(name).replace("../data/", "data/")  # beside the copy, wherever the recipe itself has it
+    files = {
+        file: to.parent / file.relative_to(FOLDER)
+        for file in sorted((FOLDER / "data").rglob("*.jsonl"))
+        if file.relative_to(FOLDER).as_posix() in written
+    }
+    there = [str(target) for target in (to, *files.values()) if target.exists()]
     if there:
         raise RecipeError(f"{there[0]}: exists already", "choose another place with `--to`")
     for file, target in files.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
-    return list(files.values())
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.write_text(written, encoding="utf-8")
+    return [to, *files.values()]

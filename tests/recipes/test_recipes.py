@@ -16,6 +16,8 @@ from peftctl.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "recipes").rglob("*.yaml"))
+OF_MODELS = sorted((ROOT / "recipes").glob("*.yaml"))
+OF_METHODS = sorted((ROOT / "recipes" / "methods").glob("*.yaml"))
 README = ROOT / "README.md"
 
 
@@ -37,10 +39,12 @@ def test_a_recipe_validates_and_reads_back(file: Path):
 def test_a_recipe_says_what_it_is_for(file: Path):
     first, *rest = file.read_text().splitlines()
     assert re.fullmatch(r"# .{20,100}", first)
-    assert any(f"peftctl train {file.stem}" in line for line in rest), "the command to type"
+    name = file.relative_to(ROOT / "recipes").with_suffix("").as_posix()
+    assert any(f"peftctl train {name}" in line for line in rest), "the command to type"
     assert recipes.read(file).output == f"runs/{file.stem}"
 
 
+@pytest.mark.parametrize("file", OF_MODELS, ids=lambda path: path.stem)
 def test_a_recipe_keeps_what_its_name_promises(file: Path):
     read, preset = recipes.read(file), file.stem.endswith("qlora")
     assert read.method.peft_type == "LORA"
@@ -49,6 +53,17 @@ def test_a_recipe_keeps_what_its_name_promises(file: Path):
     assert isinstance(read.method, METHODS["lora"])
 
 
+def test_every_method_has_its_recipe():
+    assert {path.stem for path in OF_METHODS} >= set(METHODS)
+
+
+@pytest.mark.parametrize("file", OF_METHODS, ids=lambda path: path.stem)
+def test_a_recipe_of_a_method_is_one_of_that_method(file: Path):
+    kind = recipes.method_name(recipes.read(file).method)
+    assert file.stem == kind or file.stem.startswith(f"{kind}_")
+
+
+@pytest.mark.parametrize("file", OF_MODELS, ids=lambda path: path.stem)
 def test_its_data_comes_with_it_or_is_its_users(file: Path):
     read = recipes.read(file)
     ours = "tweets" in read.dataset.train
