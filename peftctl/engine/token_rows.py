@@ -55,7 +55,7 @@ class TokenRows(Adapter):
         if not isinstance(self.host, nn.Embedding):
             bias = hosts.bias(self.host)
             return y.index_copy(-1, tokens, F.linear(x, rows.to(x.dtype), None if bias is None else bias[tokens]))
-        at = torch.searchsorted(ordered, x.long()).clamp(max=len(ordered) - 1)
+        at = torch.searchsorted(ordered, x.long().contiguous()).clamp(max=len(ordered) - 1)
         new = F.embedding(order[at], rows).to(y.dtype) * getattr(self.host, "embed_scale", 1.0)  # as Gemma does
         return torch.where((ordered[at] == x).unsqueeze(-1), new, y)
 

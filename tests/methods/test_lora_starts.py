@@ -195,13 +195,11 @@ def test_a_little_training_is_not_rounded_away_in_half_precision():
     [
         ({"init_weights": "eva"}, "`eva` needs rows to look at"),
         (
-            "llama",
             {"init_weights": "orthogonal", "r": 3},
             "`model.layers.0.self_attn.q_proj` has rank 3; choose an even",
         ),
         ({"init_weights": "pissa", "r": 33}, "is 32 by 32, so it has no 33 directions to start from"),
         (
-            "llama",
             {"init_weights": "pissa", "target_modules": ["embed_tokens"]},
             "Embedding under a LoRAEmbedding, for",
         ),
