@@ -176,12 +176,12 @@ class Reader:
             return default
         return value
 
-    def count(self, key: str, default: int) -> int:
-        """A whole number of at least one."""
+    def count(self, key: str, default: int, least: int = 1, most: float = 1e6) -> int:
+        """A whole number from `least` to `most`."""
         noted = len(self.problems)
-        value = self.number(key, default)
-        if len(self.problems) == noted and (value != int(value) or value < 1):
-            self.wrong(key, f"expected a whole number of at least 1; got {quoted(str(value))}")
+        value = self.number(key, default, most)
+        if len(self.problems) == noted and (value != int(value) or value < least):
+            self.wrong(key, f"expected a whole number of at least {least}; got {quoted(str(value))}")
             return default
         return int(value)
 

@@ -19,17 +19,17 @@ from torch import nn
 from peftctl.config.block import Count, Natural, Positive, Probability
 from peftctl.engine import hosts
 from peftctl.engine.adapter import Adapter
-from peftctl.engine.anatomy import Site, modules
+from peftctl.engine.anatomy import Site
+from peftctl.engine.biased import Biased
 from peftctl.engine.lora_folder import LOFTQ, read_lora
 from peftctl.engine.low_rank import LoRAConv, LoRAEmbedding, LoRAFromStart, LoRALinear, LowRank
-from peftctl.engine.method import Method, Targeted, register
+from peftctl.engine.method import Method, register
 from peftctl.engine.patterns import by_pattern
 from peftctl.engine.peft_config import LORA
 from peftctl.engine.rank_allocation import WIDEST, gradient_ranks
 from peftctl.engine.sample import Sample
 from peftctl.engine.starts import FROM_START, Start, start
 from peftctl.engine.token_rows import build_rows, rows_of
-from peftctl.engine.trained import Bias
 from peftctl.errors import AdapterError, Problem
 
 __all__ = ["LoRA", "LoRAEmbedding", "LoRALinear", "LowRank"]
@@ -37,7 +37,7 @@ __all__ = ["LoRA", "LoRAEmbedding", "LoRALinear", "LowRank"]
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class LoRA(Targeted):
+class LoRA(Biased):
     """Low-rank updates of linears, embeddings and convolutions: the default choice for most fine-tuning."""
 
     r: Count = 16
@@ -115,7 +115,6 @@ class LoRA(Targeted):
 
     def sites(self, model: nn.Module) -> list[Site]:
         sites = super().sites(model)
-        sites += self.other_biases(model, sites) if self.bias == "all" else []
         rows = [row.site for row in rows_of(model, self.trainable_token_indices)]
         if twice := {site.name for site in sites} & {site.name for site in rows}:
             text = (
@@ -124,17 +123,9 @@ class LoRA(Targeted):
             raise AdapterError.of([Problem(text.format(name), "leave one out") for name in sorted(twice)])
         return sites + rows
 
-    def other_biases(self, model: nn.Module, taken: list[Site]) -> list[Site]:
-        """Modules outside all of `taken` that end in adding a bias."""
-        inside = tuple(f"{site.name}." for site in taken)
-        ends = (nn.LayerNorm, nn.GroupNorm, nn.Conv1d, nn.Conv2d)
-        adding = (s for s in modules(model) if hosts.is_linear(s.module) or isinstance(s.module, ends))
-        return [s for s in adding if not f"{s.name}.".startswith(inside) and hosts.bias(s.module) is not None]
-
     def build(self, model: nn.Module, sites: list[Site]) -> list[Adapter]:
-        adapted, rows = super().sites(model), rows_of(model, self.trainable_token_indices)
-        biases = [Bias(site.module) for site in sites[len(adapted) : len(sites) - len(rows)]]
-        return super().build(model, adapted) + biases + build_rows(rows)
+        rows = rows_of(model, self.trainable_token_indices)
+        return super().build(model, sites[: len(sites) - len(rows)]) + build_rows(rows)
 
     def adapter(self, site: Site) -> Adapter:
         rank, scale = self.rank(site.name), self.scale(site.name)

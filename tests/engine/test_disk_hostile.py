@@ -50,7 +50,6 @@ NUMBERS = {
     "alpha_pattern": [{"q_proj": 1e30}, {"q_proj": True}, {"*": 4}, {"a)(b": 4}, {"(?P<x>a)": 4}, {"q{2,1}": 4}],
     "init_lora_weights": ["pissa", "pissa_niter_4", "olora", "OLoRA", "corda", "loftq", "lora_ga"],
     "use_dora": [True],
-    "use_qalora": [True],
     "layer_replication": [[[0, 1], [0, 2]]],
     "target_parameters": [["mlp.experts.gate_up_proj"]],
     "trainable_token_indices": [[1, 2], {"embed_tokens": [1]}],

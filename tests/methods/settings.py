@@ -29,5 +29,9 @@ class Setting:
 
 
 SETTINGS: dict[str, Setting] = {
+    "gralora": Setting({"r": 4, "hybrid_r": 2, "alpha": 6}, scalable=True),
     "lora": Setting({"r": 4}, scalable=True),
+    "mora": Setting({"r": 4}, scalable=True),
+    "qalora": Setting({"r": 4, "alpha": 8, "group_size": 4}, scalable=True),
+    "vera": Setting({"r": 32}, scalable=True),
 }

@@ -1,0 +1,46 @@
+"""Adapters that add a linear map of their input to what a linear computes: y = W x + b + U x, U [out, in]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from peftctl.engine import hosts
+from peftctl.engine.adapter import Adapter
+from peftctl.engine.trained import own_bias, rebiased
+
+
+class Update(Adapter):
+    """x [..., in] -> y [..., out]; with `bias` the host's bias [out] is trained too."""
+
+    scalable = True
+
+    def __init__(self, host: nn.Module, dropout: float, bias: bool = False) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.bias = own_bias(host) if bias else None
+
+    def update(self, x: Tensor) -> Tensor:
+        """U x: x [..., in] -> [..., out], in the dtype of `x`."""
+        raise NotImplementedError
+
+    def matrix(self) -> Tensor:
+        """U [out, in] in float32."""
+        raise NotImplementedError
+
+    def forward(self, base: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y = base(x, *args, **kwargs) + self.strength * self.update(self.dropout(x))
+        return rebiased(y, self.host, self.bias)
+
+    def merged(self, value: Tensor, name: str = "weight") -> Tensor:
+        if name == "bias" and self.bias is not None:
+            return self.bias.detach().to(value)
+        if name != "weight":
+            return value
+        update = hosts.stored(self.host, self.strength * self.matrix())
+        return (value.float() + update.to(value.device)).to(value.dtype)
+
+    def peft_key(self, site: str, leaf: str) -> str:
+        return super().peft_key(site, "base_layer.bias" if leaf == "bias" else leaf)
