@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from peftctl.config.write import dump
-from peftctl.engine.attach import adapters_of, attach, detach
+from peftctl.engine.attach import adapters_of, attach, detach, methods
 from peftctl.engine.disk import load, method_of, shapes
 from peftctl.engine.method import Method
 from peftctl.engine.peft_config import CONFIG, read_config
@@ -82,6 +82,9 @@ def continue_from(model: nn.Module, folder: Path) -> None:
             problems += [Problem(f"{folder}: `{site}`: {text}", hint) for text, hint in error.problems]
     if problems:
         raise AdapterError.of(sorted(problems))
+    if methods(model)[EARLIER].needs_quantised != methods(model)["default"].needs_quantised:
+        text = f"{folder}: made up for the quantisation of its base, which this run does not, or the other way round"
+        problems.append(Problem(text, "`init_weights: loftq` says that it does"))
 
 
 def tell_changes(folder: Path, method: Method, listen: Listen) -> None:

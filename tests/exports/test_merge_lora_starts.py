@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 import peftctl
 from peftctl.engine import hosts
 from peftctl.engine.attach import adapters_of
-from peftctl.errors import NotMergeable
+from peftctl.errors import AdapterError, NotMergeable
 from peftctl.exports.merge import merge as merge_folder
 from peftctl.models.base import Model, load
 from peftctl.verbs.merge import merge
@@ -34,8 +34,8 @@ NETWORKS: dict[str, Any] = {
 def make_run(make_base: Make, tmp_path: Path) -> Callable[..., Path]:
     """Trains a few steps of LoRA with `init_weights: how` on a base in `quantization`, in float32."""
 
-    def make(network: str, how: str, quantization: str) -> Path:
-        base = make_base("llama")  # for its tokenizer
+    def make(network: str, how: str, quantization: str, run: str = "run", **fields: Any) -> Path:
+        base = tmp_path / "base-0" if fields else make_base("llama")  # for its tokenizer
         torch.manual_seed(0)
         NETWORKS[network]().save_pretrained(base)
         (tmp_path / "train.jsonl").write_text(
@@ -44,12 +44,12 @@ def make_run(make_base: Make, tmp_path: Path) -> Callable[..., Path]:
         held = {"quantization": quantization, "dtype": "float32", "device": "cpu"}
         recipe = {
             "model": {"name_or_path": str(base), **held},
-            "method": {"type": "lora", "r": 4, "alpha": 6, "init_weights": how},
+            "method": {"type": "lora", "r": 4, "alpha": 6, "init_weights": how, **fields},
             "dataset": {"train": str(tmp_path / "train.jsonl"), "format": "text"},
             "trainer": {"steps": 4, "batch_size": 4, "learning_rate": 0.02},
             "output": "run",
         }
-        return Path(peftctl.train(recipe, output=tmp_path / "run")["path"])
+        return Path(peftctl.train(recipe, output=tmp_path / run)["path"])
 
     return make
 
@@ -73,6 +73,15 @@ def test_loftq_merges_into_what_it_was_trained_on_alone(network: str, make_run: 
         A, B = adapter.factors()
         expected = hosts.weight(adapter.host).float() + (6 / 4) * B @ A
         torch.testing.assert_close(hosts.weight(merged.get_submodule(site)), expected, rtol=0, atol=2e-6)
+
+
+def test_a_run_goes_on_from_loftq_only_as_loftq(make_run: Make, tmp_path: Path) -> None:
+    first = make_run("llama", "loftq", "nf4")
+    with pytest.raises(AdapterError, match="made up for the quantisation of its base, which this run does not"):
+        make_run("llama", "default", "nf4", "second", init_from=str(first / "adapter"))
+    second = make_run("llama", "loftq", "nf4", "second", init_from=str(first / "adapter"))
+    with pytest.raises(NotMergeable):
+        merge(str(second), tmp_path / "out")
 
 
 @pytest.mark.parametrize("network", NETWORKS)
