@@ -37,11 +37,15 @@ def attach(model: nn.Module, method: Method, name: str = "default", sample: Samp
         raise AdapterError(f"adapter name {quoted(name)}: not allowed", hint)
     if name in methods(model):
         raise AdapterError(f"adapter name `{name}`: taken on this model", "detach it first, or choose another name")
+    refuse_without_base(model, f"adapter `{name}`")
+    if method.in_place and methods(model):
+        text = f"adapter `{name}`: it would train the base under {quoted(', '.join(methods(model)))}"
+        raise AdapterError(text, "detach or merge what is attached first")
     method = method.planned(model, sample)
     sites = method.sites(model)
     adapters = method.build(model, sites)
-    for key, parameter in model.named_parameters():  # earlier adapters rest too: the new one is what is trained
-        parameter.requires_grad_(method.unfreezes(key))
+    for parameter in model.parameters():  # earlier adapters rest too: the new one is what is trained
+        parameter.requires_grad_(method.in_place)
     for site, adapter in zip(sites, adapters, strict=True):
         put(site.module, adapter.to(device(site.module)), name)
     vars(model)["peft_methods"] = {**methods(model), name: method}
@@ -111,6 +115,8 @@ def activate(model: nn.Module, names: Iterable[str] | Mapping[str, float]) -> nn
         stack.active = tuple(name for name in weights if name in stack)
     return model
 
+    if set(weights) != set(methods(model)):
+        refuse_without_base(model, "activate")
 
 def unusable(model: nn.Module, name: str, weight: float) -> Iterator[Problem]:
     """Why the adapter `name` cannot be active with `weight`."""
@@ -133,11 +139,20 @@ def unattached(model: nn.Module, name: str) -> Problem:
 
 @contextmanager
 def bare(model: nn.Module) -> Iterator[nn.Module]:
-    """The base model alone: no adapter acts inside this context."""
+    """The base model alone: no adapter acts inside this context. Raises AdapterError when it was trained in place."""
+    refuse_without_base(model, "bare")
     before = [(stack, stack.active) for _, _, stack in stacks(model)]
     try:
         for stack, _ in before:
             stack.active = ()
+def refuse_without_base(model: nn.Module, place: str) -> None:
+    """Raise AdapterError when the base is needed as it was, and a method has trained it in place."""
+    for name, method in methods(model).items():
+        if method.in_place:
+            text = f"{place}: `{name}` has trained the base itself, which is no longer as it was"
+            raise AdapterError(text, "load the base a second time; `type: layers` and adapters leave it as it is")
+
+
         yield model
     finally:
         for stack, active in before:
@@ -147,7 +162,8 @@ def bare(model: nn.Module) -> Iterator[nn.Module]:
 def detach(model: nn.Module, name: str = "default") -> nn.Module:
     """Take the adapters called `name` off; a host without adapters gets its own forward back.
 
-    Raises AdapterError when `name` is not attached, or when somebody has since put a forward of theirs around ours.
+    Raises AdapterError when `name` is not attached, when it has trained the base in place, or when somebody has since
+    put a forward of theirs around ours.
     """
     if name not in methods(model):
         raise AdapterError.of([unattached(model, name)])
@@ -158,6 +174,12 @@ def detach(model: nn.Module, name: str = "default") -> nn.Module:
         if name in stack and getattr(host.forward, "func", None) is not stack
     ]
     if hooked:
+    refuse_without_base(model, "detach")
+    return take_off(model, name)
+
+
+def take_off(model: nn.Module, name: str) -> nn.Module:
+    """Take the adapters called `name` off, whatever the base has become. Raises AdapterError for hooks around ours."""
         raise AdapterError.of(hooked)
     for _, host, stack in list(stacks(model)):
         if name in stack:

@@ -24,6 +24,7 @@ from peftctl.config.quote import quoted, shown
 from peftctl.engine.adapter import Adapter
 from peftctl.engine.anatomy import modules
 from peftctl.engine.attach import adapters_of, attach, methods, unattached
+from peftctl.engine.implied import left_out
 from peftctl.engine.method import METHODS, Method, Targeted
 from peftctl.engine.peft_config import CONFIG, common, read_config
 from peftctl.errors import AdapterError, Problem, StorageError
@@ -87,16 +88,28 @@ def load(model: nn.Module, folder: str | Path, name: str = "default") -> nn.Modu
 
     Raises AdapterError, listing every mistake, when folder and model do not fit; `model` is then as it was.
     """
-    folder = Path(folder)
-    config = read_config(folder)
-    place = str(folder / CONFIG)
-    method = exact(method_of(config, place).from_peft(config, shapes(folder), place), model)
-    values = [
-        read(model, folder / file, want) for file, want in zip(FILES, planned(model, method, folder), strict=True)
-    ]
+    method, values = fitting(model, Path(folder))
     attach(model, method, name)
     fill(model, name, values)
     return model
+
+
+def fitting(model: nn.Module, folder: Path) -> tuple[Method, list[dict[str, Tensor]]]:
+    """The method in `folder` and the tensors of both its files, found to fit `model`, which stays as it is.
+
+    Raises AdapterError, listing every mistake.
+    """
+    config = read_config(folder)
+    place = str(folder / CONFIG)
+    read_off = method_of(config, place).from_peft(config, shapes(folder), place)
+    if isinstance(read_off, Targeted):
+        text = f"{folder / WEIGHTS}: nothing for `{{}}`, which `target_modules` names"
+        missing = [Problem(text.format(name)) for name in left_out(model, config, read_off.target_modules)]
+        if missing:
+            raise AdapterError.of(missing)
+    method = exact(read_off, model)
+    wanted = planned(model, method, folder)
+    return method, [read(model, folder / file, want) for file, want in zip(FILES, wanted, strict=True)]
 
 
 def read_into(model: nn.Module, folder: str | Path, name: str = "default") -> None:

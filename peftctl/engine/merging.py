@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from peftctl.engine.adapter import Adapter, Stack
-from peftctl.engine.attach import activate, detach, methods, put, stacks
+from peftctl.engine.attach import activate, methods, put, stacks, take_off
 from peftctl.engine.hosts import is_quantised
 from peftctl.engine.method import Method
 from peftctl.errors import AdapterError, NotMergeable, Problem
@@ -50,7 +50,7 @@ def merge(model: nn.Module, keep: bool = False) -> nn.Module:
         replace(model, name, parameter)
     untie(model)
     for adapter in methods(model):
-        detach(model, adapter)
+        take_off(model, adapter)
     return model
 
 
@@ -107,11 +107,12 @@ def shared(model: nn.Module, values: Mapping[str, torch.Tensor]) -> dict[str, nn
 
 
 def folded(host: nn.Module, stack: Stack) -> dict[str, torch.Tensor]:
-    """The parameters of `host` after every active adapter, by name below it."""
-    values = {n: p.detach() for n, p in host.named_parameters() if ".adapters." not in f".{n}"}
+    """The parameters of `host` that its active adapters change, after every one of them, by name below it."""
+    before = {n: p.detach() for n, p in host.named_parameters() if ".adapters." not in f".{n}"}
+    values = before
     for _, adapter in chosen(stack):
         values = {n: adapter.merged(value, n) for n, value in values.items()}
-    return values
+    return {n: value for n, value in values.items() if value is not before[n]}
 
 
 def refuse_quantised(model: nn.Module) -> None:

@@ -35,6 +35,9 @@ class Method(Block):
     merges: ClassVar[str] = "into any 16- or 32-bit weight"
     """What it merges into, or why it does not."""
 
+    in_place: ClassVar[bool] = False
+    """Whether it trains the base itself, so that all that needs the base as it was is refused beside it."""
+
     clashes: ClassVar[Mapping[str, tuple[str, str]]] = {}
     """Recipe keys that it does not go with when they are set, such as `trainer.gradient_checkpointing`: why, way out.
     """

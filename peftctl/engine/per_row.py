@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from peftctl.engine.attach import adapters_of, methods, stacks, unattached
+from peftctl.engine.attach import adapters_of, methods, refuse_without_base, stacks, unattached
 from peftctl.errors import AdapterError, Problem
 
 
@@ -25,6 +25,8 @@ def rows(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
     problems = [problem for name in wanted for problem in unusable(model, name)]
     if problems:
         raise AdapterError.of(problems)
+    if None in names:
+        refuse_without_base(model, "rows")
     before = [(stack, stack.rows, stack.active) for _, _, stack in stacks(model)]
     try:
         for stack, _, _ in before:

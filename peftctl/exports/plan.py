@@ -116,10 +116,13 @@ def changes(model: nn.Module, name: str) -> dict[str, tuple[Change, ...]]:
     found: dict[str, tuple[Change, ...]] = {}
     problems = []
     for site, adapter in adapters_of(model, name).items():
+        first: dict[int, str] = {}  # a weight with several names below the host changes under its first
         try:
             for leaf, parameter in tensors(adapter.host).items():
-                if isinstance(parameter, nn.Parameter) and adapter.merged(parameter, leaf) is not parameter:
-                    found[f"{site}.{leaf}"] = (*found.get(f"{site}.{leaf}", ()), (adapter, leaf))
+                leaf_of = first.setdefault(id(parameter), leaf)
+                if isinstance(parameter, nn.Parameter) and adapter.merged(parameter, leaf_of) is not parameter:
+                    name = f"{site}.{leaf}" if site else leaf
+                    found[name] = (*found.get(name, ()), (adapter, leaf_of))
         except NotMergeable as error:
             problems += [Problem(f"`{site or 'the model'}`: {text}", hint) for text, hint in error.problems]
     if problems:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peftctl.engine.attach import bare
 from peftctl.errors import ModelError
 from peftctl.exports.dequantise import Quantised
 from peftctl.exports.running import running
@@ -171,12 +170,14 @@ def prove(
     `base` and `merged` are folders with what to read of them; `dtypes` are those that changed weights were rounded
     to. Raises what loading a model raises.
     """
-    model = load(running(*base, memory), adapter).eval()
+    model = running(*base, memory).eval()
+    poll()
+    untouched = logits(model, ids)  # first: an adapter may be written into the base itself
+    load(model, adapter)
     poll()
     reference = logits(model, ids)
-    with bare(model):
-        effect = Distance.of(reference, logits(model, ids))
-    del model
+    effect = Distance.of(reference, untouched)
+    del model, untouched
     gc.collect()  # a model and its hooks are a cycle
     poll()
     model = running(*merged, memory)

@@ -46,7 +46,7 @@ class Layers(Method):
     peft_type: ClassVar[str] = "LAYERS"
     learning_rate: ClassVar[float] = 5e-5
     paper: ClassVar[str] = "Howard and Ruder 2018, arXiv:1801.06146"
-    merges: ClassVar[str] = "exactly: its weights take the place of the base's"
+    merges: ClassVar[str] = "into any base, exactly: its weights take the place of the base's"
 
     def sites(self, model: nn.Module) -> list[Site]:
         whole = [site for site in modules(model) if site.name and any(True for _ in site.module.parameters())]

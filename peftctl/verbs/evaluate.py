@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from peftctl.engine.attach import bare
-from peftctl.engine.disk import WEIGHTS
+from peftctl.engine.disk import WEIGHTS, fitting
 from peftctl.errors import RunError
 from peftctl.evaluation.measure import measure, summary
 from peftctl.methods import load
@@ -43,12 +42,11 @@ def evaluate(
     settings, pad = found.recipe.eval, base.tokenizer.pad_token_id
     figures: dict[str, dict[str, float]] = {}
     if found.adapter is not None:
-        load(base.model, found.adapter)
-    with bare(base.model):
-        figures["base"] = measure(
-            base.model, rows.parsed, encoder, settings, pad, ticker(listen, "evaluating the base")
-        )
+        fitting(base.model, found.adapter)  # what does not fit is told before the base takes its time
+    tick = ticker(listen, "evaluating the base")
+    figures["base"] = measure(base.model, rows.parsed, encoder, settings, pad, tick)
     if found.adapter is not None:
+        load(base.model, found.adapter)  # only now: full fine-tuning is written into the base itself
         tick = ticker(listen, "evaluating the adapter")
         figures["adapter"] = measure(base.model, rows.parsed, encoder, settings, pad, tick)
     record = {

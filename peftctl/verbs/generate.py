@@ -8,7 +8,6 @@ import torch
 
 from peftctl.data.encode import Encoder
 from peftctl.data.template import find
-from peftctl.engine.attach import bare
 from peftctl.evaluation.generation import chat_prompt, continuations, text_prompt
 from peftctl.methods import load
 from peftctl.models import base as models
@@ -41,7 +40,7 @@ def generate(
     found.check_base()
     say = speaker(listen)
     loaded = models.load(found.model, say=say)
-    if found.adapter is not None:
+    if found.adapter is not None and not base:
         load(loaded.model, found.adapter)
     chat = found.adapter is not None and (found.adapter / "chat_template.jinja").is_file()
     trained = (found.adapter / "chat_template.jinja").read_text(encoding="utf-8") if chat and found.adapter else None
@@ -54,7 +53,4 @@ def generate(
     if sample:
         torch.manual_seed(seed)
         how |= {"do_sample": True, "temperature": temperature, "top_p": top_p}
-    if base:
-        with bare(loaded.model):
-            return continuations(loaded.model, [prompt], encoder, max_new_tokens, **how)[0]
     return continuations(loaded.model, [prompt], encoder, max_new_tokens, **how)[0]
