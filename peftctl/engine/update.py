@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from peftctl.engine import hosts
 from peftctl.engine.adapter import Adapter
 from peftctl.engine.trained import own_bias, rebiased
+from peftctl.errors import AdapterError
 
 
 class Update(Adapter):
@@ -41,6 +43,12 @@ class Update(Adapter):
             return value
         update = hosts.stored(self.host, self.strength * self.matrix())
         return (value.float() + update.to(value.device)).to(value.dtype)
+
+    def continue_from(self, earlier: Adapter) -> None:
+        super().continue_from(earlier)
+        if not torch.allclose(self.matrix(), cast(Update, earlier).matrix()):  # another scale, seed or way to compress
+            hint = "give the method the settings that the adapter was made with"
+            raise AdapterError("the tensors there would be another update here", hint)
 
     def peft_key(self, site: str, leaf: str) -> str:
         return super().peft_key(site, "base_layer.bias" if leaf == "bias" else leaf)

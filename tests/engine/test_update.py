@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 import peftctl
 from peftctl.engine import hosts
 from peftctl.engine.attach import adapters_of, trained
+from peftctl.engine.update import Update
 from peftctl.errors import AdapterError, NotMergeable
 
 IN, OUT = 64, 128
@@ -32,7 +33,7 @@ HOSTS: dict[str, Callable[[], nn.Module]] = {
 METHODS: dict[str, dict[str, Any]] = {
     "vera": {"r": 8},
     "gralora": {"r": 8, "k": 4, "hybrid_r": 2},
-    "mora": {"r": 2},
+    "mora": {"r": 3},  # a square of 24
     "qalora": {"r": 4, "group_size": 16},
 }
 X = torch.randn(2, 3, IN, generator=torch.Generator().manual_seed(5))
@@ -44,6 +45,13 @@ def adapted(method: str, host: str, **more: Any) -> nn.Module:
     return peftctl.attach(nn.Sequential(HOSTS[host]()), peftctl.METHODS[method](**fields))
 
 
+def only(model: nn.Module) -> Update:
+    """The one adapter of `model`."""
+    [adapter] = adapters_of(model, "default").values()
+    assert isinstance(adapter, Update)
+    return adapter
+
+
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("method", METHODS)
 def test_it_adds_its_matrix_times_its_strength(method, host):
@@ -53,7 +61,7 @@ def test_it_adds_its_matrix_times_its_strength(method, host):
     assert torch.equal(model(X), base)
     stir(model)
     peftctl.activate(model, {"default": 0.5})
-    [adapter] = adapters_of(model, "default").values()
+    adapter = only(model)
     assert adapter.matrix().shape == (OUT, IN)
     assert adapter.matrix().abs().max() > 0.01
     torch.testing.assert_close(model(X) - base, 0.5 * X @ adapter.matrix().T, rtol=1e-4, atol=1e-4)
@@ -75,7 +83,7 @@ def test_it_merges_as_the_host_stores_its_weight(method):
         model = adapted(method, host)
         stir(model)
         before, y = model[0].weight.detach().clone(), model(X)
-        update = next(iter(adapters_of(model, "default").values())).matrix()
+        update = only(model).matrix()
         peftctl.merge(model)
         torch.testing.assert_close(model[0].weight - before, hosts.stored(model[0], update), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(model(X), y, rtol=1e-4, atol=1e-4)
@@ -107,6 +115,32 @@ def test_an_embedding_is_no_host_for_it(method):
     with pytest.raises(AdapterError, match=r"^method.target_modules: `0` is a Embedding, no linear"):
         peftctl.attach(model, peftctl.METHODS[method](**METHODS[method], target_modules=["0", "1"]))
     assert not adapters_of(model)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_goes_on_where_another_ended(method):
+    earlier = adapted(method, "linear")
+    stir(earlier)
+    later = adapted(method, "linear")
+    only(later).continue_from(only(earlier))
+    assert torch.equal(only(later).matrix(), only(earlier).matrix())
+
+
+@pytest.mark.parametrize(
+    ("method", "before", "now"),
+    [
+        ("vera", {"save_projection": False}, {"save_projection": False, "projection_prng_key": 1}),
+        ("gralora", {}, {"alpha": 8}),
+        ("mora", {}, {"compression": "sharing"}),
+        ("qalora", {}, {"use_rslora": True}),
+    ],
+)
+def test_it_does_not_go_on_with_tensors_that_mean_something_else(method, before, now):
+    earlier = adapted(method, "linear", **before)
+    stir(earlier)
+    later = adapted(method, "linear", **now)
+    with pytest.raises(AdapterError, match="would be another update here"):
+        only(later).continue_from(only(earlier))
 
 
 @pytest.mark.parametrize(
