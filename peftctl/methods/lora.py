@@ -3,7 +3,9 @@
 y = W x + s B A x,   s = alpha / r                (eq. 3)
                      s = alpha / sqrt(r)          with `use_rslora` (Kalajdzievski 2023, arXiv:2312.03732)
 
-W [out, in] frozen, A [r, in], B [out, r]. B starts at zero, so training starts from the base model.
+W [out, in] frozen, A [r, in], B [out, r]. B starts at zero, so training starts from the base model; `init_weights`
+names other starts (engine/starts.py). Of a convolution W is [out, in, *kernel] and A [r, in, *kernel]; of an embedding
+the rows are its inputs.
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ class LoRA(Biased):
 
     peft_type: ClassVar[str] = "LORA"
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
+    merges: ClassVar[str] = "into any 16- or 32-bit weight; after `init_weights: loftq` into the dequantised one alone"
     adapts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Embedding, nn.Conv1d, nn.Conv2d)
 
     def planned(self, model: nn.Module, sample: Sample | None) -> Method:
