@@ -46,7 +46,11 @@ class Rescaled(Adapter):
     def merged(self, value: Tensor, name: str = "weight") -> Tensor:
         if name != "weight":
             return value
-        return hosts.stored(self.host, (hosts.stored(self.host, value) * self.ia3_l.detach()).to(value))
+        return hosts.stored(self.host, (hosts.stored(self.host, value) * self.factors(value)).to(value))
+
+    def factors(self, value: Tensor) -> Tensor:
+        """l as it is kept, where `value` is."""
+        return self.ia3_l.detach().to(value.device)
 
 
 class RescaledOutput(Rescaled):
@@ -60,7 +64,7 @@ class RescaledOutput(Rescaled):
 
     def merged(self, value: Tensor, name: str = "weight") -> Tensor:
         if name == "bias":
-            return (value * self.ia3_l.detach().flatten()).to(value)
+            return (value * self.factors(value).flatten()).to(value)
         return super().merged(value, name)
 
 
