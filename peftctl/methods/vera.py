@@ -58,7 +58,7 @@ class VeRALinear(Update):
         super().__init__(host, dropout, bias)
         self.in_features, self.out_features = hosts.features(host)
         self.projections = projections
-        self.vera_lambda_d = nn.Parameter(torch.full((len(projections.vera_A),), d_initial))
+        self.vera_lambda_d = nn.Parameter(torch.full((len(projections.vera_A),), float(d_initial)))
         self.vera_lambda_b = nn.Parameter(torch.zeros(self.out_features))
 
     def factors(self) -> tuple[Tensor, Tensor]:

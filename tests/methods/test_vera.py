@@ -42,10 +42,11 @@ def test_the_equation():
     assert adapter.projections.vera_B.shape == (32, 6)
 
 
-def test_start():
-    model = peftctl.attach(build("llama"), VERA(r=6, d_initial=0.3))
+@pytest.mark.parametrize("d_initial", [0.3, 1])
+def test_start(d_initial):
+    model = peftctl.attach(build("llama"), VERA(r=6, d_initial=d_initial))
     for adapter in adapters_of(model, "default").values():
-        assert torch.equal(adapter.vera_lambda_d, torch.full((6,), 0.3))
+        assert torch.equal(adapter.vera_lambda_d, torch.full((6,), float(d_initial)))
         assert not adapter.vera_lambda_b.any()
 
 
