@@ -29,6 +29,8 @@ class Setting:
 
 
 SETTINGS: dict[str, Setting] = {
+    "delta_lora": Setting({"r": 4, "alpha": 8}, scalable=True),
+    "dora": Setting({"r": 4}),
     "gralora": Setting({"r": 4, "hybrid_r": 2, "alpha": 6}, scalable=True),
     "lora": Setting({"r": 4}, scalable=True),
     "mora": Setting({"r": 4}, scalable=True),
