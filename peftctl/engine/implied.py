@@ -1,0 +1,28 @@
+"""Which modules a stranger's adapter_config.json implies: read from names alone, no pattern of theirs is ever run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from peftctl.engine.anatomy import modules, under
+
+
+def left_out(model: nn.Module, config: Mapping[str, Any], adapted: Collection[str]) -> Iterator[str]:
+    """Modules of `model` that the list `target_modules` of a config names, by PEFT's rules, and that are not `adapted`.
+
+    Silent where the config picks in other ways too: by a pattern, by exclusion, by number of the block.
+    """
+    entries = config.get("target_modules")
+    picky = any(config.get(key) not in (None, [], "") for key in ("exclude_modules", "layers_to_transform"))
+    if not isinstance(entries, list) or picky:
+        return
+    wanted = {entry for entry in entries if isinstance(entry, str)}
+    saved = [name for name in config.get("modules_to_save") or [] if isinstance(name, str)]
+    for site in modules(model):
+        parts = site.name.split(".")
+        endings = {".".join(parts[start:]) for start in range(len(parts))}
+        if endings & wanted and site.name not in adapted and not any(under(site.name, name) for name in saved):
+            yield site.name
