@@ -44,6 +44,7 @@ class Update(Adapter):
         update = hosts.stored(self.host, self.strength * self.matrix())
         return (value.float() + update.to(value.device)).to(value.dtype)
 
+    @torch.no_grad()
     def continue_from(self, earlier: Adapter) -> None:
         super().continue_from(earlier)
         if not torch.allclose(self.matrix(), cast(Update, earlier).matrix()):  # another scale, seed or way to compress

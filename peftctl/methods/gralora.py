@@ -59,9 +59,9 @@ class GraLoRALinear(Update):
 
     def update(self, x: Tensor) -> Tensor:
         A, B = (t.to(x.dtype) for t in self.blocks())
-        low = torch.einsum("...ni,nijq->...njq", x.reshape(*x.shape[:-1], len(A), -1), A)
+        low = self.scale * torch.einsum("...ni,nijq->...njq", x.reshape(*x.shape[:-1], len(A), -1), A)
         y = torch.einsum("...njq,jnqo->...jo", low, B).flatten(-2)
-        return self.scale * (y + self.gralora_B_general(self.gralora_A_general(x)) if self.hybrid else y)
+        return y + self.gralora_B_general(self.scale * self.gralora_A_general(x)) if self.hybrid else y
 
     def matrix(self) -> Tensor:
         A, B = self.blocks()

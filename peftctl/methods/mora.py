@@ -7,7 +7,8 @@ starts from the base model. x is cut into pieces x_0, x_1, ... of m, the last fi
 
 sharing    compress(x) = x_0 + x_1 + ...; the result is repeated until it is `out` long        (eq. 6, for large r)
 rotation   M acts on each piece by itself, turned by an angle that grows with its number as in RoPE, so that M can tell
-           the pieces apart; the results in a row are cut, or repeated, to the length `out`    (eq. 9, for small r)
+           the pieces apart; the results in a row are cut, or repeated, to the length `out`, so that of more inputs than
+           outputs the last do not count                                                       (eq. 9, for small r)
 
 Where the paper leaves a choice this is what its authors' code does. Rotation turns pairs, so there m is even.
 """
@@ -40,9 +41,11 @@ class MoRALinear(Update):
         super().__init__(host, dropout)
         self.in_features, self.out_features = hosts.features(host)
         self.compression = compression
-        size = math.isqrt((self.in_features + self.out_features) * rank)
-        self.size = max(2, size - size % 2) if compression == "rotation" else size
-        self.pieces = -(-self.in_features // self.size)
+        size, used = math.isqrt((self.in_features + self.out_features) * rank), self.in_features
+        if compression == "rotation":
+            size = max(2, size - size % 2)
+            used = min(used, self.out_features)  # what the pieces beyond it give would be cut
+        self.size, self.pieces = size, -(-used // size)
         self.mora_M = Linear(self.size, self.size, bias=False)
         nn.init.zeros_(self.mora_M.weight)
 

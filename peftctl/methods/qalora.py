@@ -42,8 +42,8 @@ class QALoRALinear(Update):
         nn.init.zeros_(self.lora_B.weight)
 
     def update(self, x: Tensor) -> Tensor:
-        pooled = self.groups * x.reshape(*x.shape[:-1], self.groups, self.group).mean(-1)
-        update: Tensor = self.scale * self.lora_B(self.lora_A(pooled))
+        means = x.reshape(*x.shape[:-1], self.groups, self.group).mean(-1)
+        update: Tensor = self.lora_B((self.scale * self.groups) * self.lora_A(means))
         return update
 
     def matrix(self) -> Tensor:
