@@ -99,13 +99,18 @@ def rebiased(y: Tensor, host: nn.Module, bias: Tensor | None) -> Tensor:
 
 
 def pristine(host: nn.Module) -> nn.Module:
-    """A deep copy of `host` without the adapters that others have put around it; free under `torch.device("meta")`."""
+    """A deep copy of `host` without the adapters and hooks that others have put on it.
+
+    Free under `torch.device("meta")`.
+    """
     planning = torch.get_default_device().type == "meta"
     empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta")) for p in host.parameters() if planning}
     copy = deepcopy(host, empty)
     for module in copy.modules():
         if isinstance(module._modules.get("adapters"), Stack):
             del module.adapters, module.forward
+        module._forward_pre_hooks.clear()  # those of the host run around it already
+        module._forward_hooks.clear()
     if planning or not any(p.is_meta for p in copy.parameters()):
         return copy
     return materialised(copy)

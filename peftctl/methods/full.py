@@ -38,9 +38,6 @@ class Whole(Adapter):
         self.apart = {name: made[id(p)] for name, p in named(host, tied=True).items() if p.is_meta}
 
     def forward(self, base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self.apart:
-            text = "a fully fine-tuned model does not run in parts: all its weights have to fit into the memory"
-            raise AdapterError(text, "free some memory, or use a larger machine")
         return base(*args, **kwargs)
 
     def merged(self, value: Tensor, name: str = "weight") -> Tensor:
@@ -80,6 +77,10 @@ class Full(Method):
         if held:
             text = f"method: {len(held)} modules, such as `{held[0]}`, are stored in 4 or 8 bits and cannot be trained"
             raise AdapterError(text, "`quantization: none`, or an adapter: `type: qlora`")
+        absent = {p.is_meta for p in model.parameters()}
+        if len(absent) > 1:
+            text = "a fully fine-tuned model does not run in parts: all its weights have to fit into the memory"
+            raise AdapterError(text, "free some memory, or use a larger machine")
         return [Site("", model)]
 
     def adapter(self, site: Site) -> Adapter:

@@ -70,13 +70,13 @@ class Layers(Method):
         return Trained(site.module, f"method: `{site.name}`")
 
     def peft_config(self, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
-        return {"modules": sorted(adapters)}
+        return {"modules": sorted(adapters), "norms": self.norms, "heads": self.heads}
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str) -> Layers:
         read = Reader(config, place)
-        read.supported({}, {"modules"})
-        names = read.names("modules")
+        read.supported({}, {"modules", "norms", "heads"})
+        names, norms, heads = read.names("modules"), read.flag("norms"), read.flag("heads")
         around = {key[:dot] for key in shapes for dot, letter in enumerate(key) if letter == "."}
         for name in names:
             if name not in around:
@@ -84,7 +84,7 @@ class Layers(Method):
         if not names:
             read.wrong("modules", "names no module")
         read.done()
-        return cls(modules=exactly(sorted(names)))
+        return cls(modules=exactly(sorted(names)), norms=norms, heads=heads)
 
 
 def chosen(key: str, sites: list[Site], model: nn.Module) -> set[str]:

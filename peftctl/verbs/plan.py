@@ -74,7 +74,7 @@ class Plan:
         names = list(self.adapters)
         if isinstance(targets, list):
             return {entry: sum(ends_with(name, entry) for name in names) for entry in targets}
-        return dict(Counter(name.rpartition(".")[2] for name in names))
+        return dict(Counter(name.rpartition(".")[2] or "the whole model" for name in names))
 
     def tell(self, listen: Listen, details: bool) -> None:
         """Say it."""

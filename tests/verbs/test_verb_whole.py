@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import peftctl
 from peftctl.errors import AdapterError, RecipeError
+from peftctl.exports.merge import merge as merge_folder
 from peftctl.training.journal import Journal
 from peftctl.verbs.evaluate import evaluate
 from peftctl.verbs.generate import generate
@@ -128,6 +129,29 @@ def test_merged_weights_are_the_trained_ones(trained: tuple[dict[str, Any], Path
     assert report["proof"]["difference"] <= report["proof"]["tolerance"]
     assert not report["untied_embeddings"]
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["tie_word_embeddings"]
+
+
+def test_a_merge_that_does_not_fit_the_memory(trained: tuple[dict[str, Any], Path], tied: Path, tmp_path: Path):
+    recipe, finished = trained
+    if recipe["method"]["type"] == "full":
+        with pytest.raises(AdapterError, match="does not run in parts"):
+            merge_folder(tied, finished / "adapter", tmp_path / "merged", memory=0)
+        assert not list(tmp_path.iterdir())
+    else:
+        report = merge_folder(tied, finished / "adapter", tmp_path / "merged", memory=0)
+        assert report["proof"]["difference"] <= report["proof"]["tolerance"]
+
+
+def test_a_run_goes_on_from_what_was_trained(trained: tuple[dict[str, Any], Path], tmp_path: Path):
+    recipe, finished = trained
+    if recipe["method"]["type"] == "full":
+        pytest.skip("refused: it starts from weights")
+    recipe = {**recipe, "method": {**recipe["method"], "init_from": str(finished / "adapter")}}
+    said: list[dict[str, Any]] = []
+    peftctl.train(recipe, output=tmp_path / "run", listen=said.append)
+    assert not [event["text"] for event in said if event["event"] == "warning"]
+    first, last = tiny_chat.steps(tmp_path / "run")[0], tiny_chat.steps(finished)[0]
+    assert first["loss"] < last["loss"]
 
 
 def test_an_adapter_that_does_not_fit_is_told_before_the_base_is_measured(
