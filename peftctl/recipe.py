@@ -13,13 +13,14 @@ from pydantic import PlainValidator, ValidationError, WithJsonSchema
 
 from peftctl import bundled
 from peftctl.config import document as documents
-from peftctl.config.block import Block, Natural
+from peftctl.config.annotation import at, hints, metadata
+from peftctl.config.block import LOCATED, Block, Natural
 from peftctl.config.check import check, validate
 from peftctl.config.document import Document
 from peftctl.config.write import dump as plain
 from peftctl.config.write import to_yaml
 from peftctl.data.dataset import Dataset, Source, Sources, Split
-from peftctl.engine.method import Method
+from peftctl.engine.method import Method, name_of
 from peftctl.errors import RecipeError
 from peftctl.evaluation.evaluation import Evaluation
 from peftctl.exports.export import Export
@@ -156,7 +157,15 @@ def located(recipe: Recipe, root_of: Callable[..., Path], write: Callable[[Path]
             return replace(spec, path=here(spec.path, *keys, "path"))
         return here(spec, *keys) if isinstance(spec, str) else spec
 
+    def marked(value: Any, *keys: str | int) -> Any:
+        """What stands at `keys` of the method: located where its annotation says that it is a path."""
+        if isinstance(value, list):
+            return [marked(item, *keys, index) for index, item in enumerate(value)]
+        path = any(LOCATED in metadata(annotation) for annotation in at(kind, keys[1:]))
+        return here(value, *keys) if path and isinstance(value, str) else value
+
     dataset, method, model = recipe.dataset, recipe.method, recipe.model
+    kind: type = type(method)
     dataset = replace(
         dataset,
         train=sources(dataset.train, "dataset", "train"),
@@ -164,8 +173,7 @@ def located(recipe: Recipe, root_of: Callable[..., Path], write: Callable[[Path]
     )
     if Path(dataset.chat_template).suffix:
         dataset = replace(dataset, chat_template=here(dataset.chat_template, "dataset", "chat_template"))
-    if method.init_from:
-        method = replace(method, init_from=here(method.init_from, "method", "init_from"))
+    method = replace(method, **{name: marked(getattr(method, name), "method", name) for name in hints(kind)})
     model = replace(model, name_or_path=here(model.name_or_path, "model", "name_or_path"))
     return replace(recipe, model=model, method=method, dataset=dataset)
 
@@ -189,7 +197,7 @@ def dump(recipe: Recipe) -> str:
 
 def method_name(method: Method) -> str:
     """The key of a method in recipes."""
-    return next(name for name, cls in METHODS.items() if type(method) is cls)
+    return name_of(method)
 
 
 def differences(one: Recipe, other: Recipe) -> list[str]:

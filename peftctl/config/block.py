@@ -28,6 +28,12 @@ Fraction = Annotated[float, Ge(0), Le(1)]
 Probability = Annotated[float, Ge(0), Lt(1)]
 """A number from zero up to, but not including, one: a dropout rate."""
 
+LOCATED = "a path from the folder of the recipe"
+"""What the annotation of a field, or of its items, carries when recipes write paths there."""
+
+Located = Annotated[str, LOCATED]
+"""A path, seen from the recipe's folder; what is no path of something there may be a hub id."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Block:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,14 +23,17 @@ class Adapter(nn.Module):
     scalable: ClassVar[bool] = False
     """Whether `strength` may differ from one: the adapter adds a weight update that it multiplies by it."""
 
+    takes: ClassVar[tuple[str, ...]] = ()
+    """Keywords of the host's forward that are meant for this adapter alone, the host does not know them."""
+
     host: nn.Module
     """The adapted module: a plain reference, because a child would be a cycle."""
 
-    strength: float = 1.0
-    """The weight given by `activate`; 1 is the adapter as trained."""
-
     follows: Adapter | None = None
     """The adapter of another host that this one repeats, because their hosts share one weight: no child either."""
+
+    strength: float = 1.0
+    """The weight given by `activate`; 1 is the adapter as trained."""
 
     def forward(self, base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
@@ -80,8 +83,10 @@ class Stack(nn.ModuleDict):
     def forward(self, base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.rows is not None:
             return self.by_row(self.rows, base, *args, **kwargs)
+        takes = {name: cast(Adapter, adapter).takes for name, adapter in self.items()}
+        told = {key: kwargs.pop(key) for keys in takes.values() for key in keys if key in kwargs}
         for name in self.active:
-            base = partial(self[name], base)
+            base = partial(self[name], base, **{key: told[key] for key in takes[name] if key in told})
         return base(*args, **kwargs)
 
     def by_row(

@@ -97,6 +97,13 @@ def live(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**trained(model), **dict(reversed(buffers.values()))}
 
 
+def takes(model: nn.Module, keyword: str) -> bool:
+    """Whether an active adapter around all of `model`, or of what it wraps for several processes, takes `keyword`."""
+    stack = getattr(model, "module", model)._modules.get("adapters")
+    adapters = [cast(Adapter, stack[name]) for name in stack.active] if isinstance(stack, Stack) else []
+    return any(keyword in adapter.takes for adapter in adapters)
+
+
 def activate(model: nn.Module, names: Iterable[str] | Mapping[str, float]) -> nn.Module:
     """Make the adapters `names` the active ones, in this order; a mapping gives each a weight.
 
@@ -108,6 +115,8 @@ def activate(model: nn.Module, names: Iterable[str] | Mapping[str, float]) -> nn
     problems = [problem for name, weight in weights.items() for problem in unusable(model, name, weight)]
     if problems:
         raise AdapterError.of(problems)
+    if set(weights) != set(methods(model)):
+        refuse_without_base(model, "activate")
     for name, weight in weights.items():
         for adapter in adapters_of(model, name).values():
             adapter.strength = float(weight)
@@ -115,8 +124,6 @@ def activate(model: nn.Module, names: Iterable[str] | Mapping[str, float]) -> nn
         stack.active = tuple(name for name in weights if name in stack)
     return model
 
-    if set(weights) != set(methods(model)):
-        refuse_without_base(model, "activate")
 
 def unusable(model: nn.Module, name: str, weight: float) -> Iterator[Problem]:
     """Why the adapter `name` cannot be active with `weight`."""
@@ -137,14 +144,6 @@ def unattached(model: nn.Module, name: str) -> Problem:
     return Problem(f"adapter `{name}`: not attached to this model", f"attached: {have}")
 
 
-@contextmanager
-def bare(model: nn.Module) -> Iterator[nn.Module]:
-    """The base model alone: no adapter acts inside this context. Raises AdapterError when it was trained in place."""
-    refuse_without_base(model, "bare")
-    before = [(stack, stack.active) for _, _, stack in stacks(model)]
-    try:
-        for stack, _ in before:
-            stack.active = ()
 def refuse_without_base(model: nn.Module, place: str) -> None:
     """Raise AdapterError when the base is needed as it was, and a method has trained it in place."""
     for name, method in methods(model).items():
@@ -153,6 +152,14 @@ def refuse_without_base(model: nn.Module, place: str) -> None:
             raise AdapterError(text, "load the base a second time; `type: layers` and adapters leave it as it is")
 
 
+@contextmanager
+def bare(model: nn.Module) -> Iterator[nn.Module]:
+    """The base model alone: no adapter acts inside this context. Raises AdapterError when it was trained in place."""
+    refuse_without_base(model, "bare")
+    before = [(stack, stack.active) for _, _, stack in stacks(model)]
+    try:
+        for stack, _ in before:
+            stack.active = ()
         yield model
     finally:
         for stack, active in before:
@@ -167,6 +174,12 @@ def detach(model: nn.Module, name: str = "default") -> nn.Module:
     """
     if name not in methods(model):
         raise AdapterError.of([unattached(model, name)])
+    refuse_without_base(model, "detach")
+    return take_off(model, name)
+
+
+def take_off(model: nn.Module, name: str) -> nn.Module:
+    """Take the adapters called `name` off, whatever the base has become. Raises AdapterError for hooks around ours."""
     hint = "take the hook off first: accelerate's `remove_hook_from_submodules`"
     hooked = [
         Problem(f"adapter `{name}`: `{site}` was hooked after it was attached", hint)
@@ -174,12 +187,6 @@ def detach(model: nn.Module, name: str = "default") -> nn.Module:
         if name in stack and getattr(host.forward, "func", None) is not stack
     ]
     if hooked:
-    refuse_without_base(model, "detach")
-    return take_off(model, name)
-
-
-def take_off(model: nn.Module, name: str) -> nn.Module:
-    """Take the adapters called `name` off, whatever the base has become. Raises AdapterError for hooks around ours."""
         raise AdapterError.of(hooked)
     for _, host, stack in list(stacks(model)):
         if name in stack:

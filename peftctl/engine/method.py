@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from peftctl.config.block import Block
+from peftctl.config.block import Block, Located
 from peftctl.engine.adapter import Adapter
 from peftctl.engine.anatomy import Site, ends_with, find, modules
 from peftctl.engine.sample import Sample
@@ -20,7 +20,7 @@ from peftctl.errors import AdapterError, Problem
 class Method(Block):
     """What a recipe's `method` block becomes. A method overrides one to three of these."""
 
-    init_from: str | None = None
+    init_from: Located | None = None
     """Folder or hub id of an adapter of the same method to start from, instead of from the base."""
 
     peft_type: ClassVar[str] = ""
@@ -72,9 +72,10 @@ class Method(Block):
         """Whether its adapters make up for the quantisation of their base, so that no other base fits them."""
         return False
 
-    def unfreezes(self, name: str) -> bool:
-        """Whether the base parameter `name` is trained in place; only full fine-tuning does that."""
-        return False
+    @property
+    def folders(self) -> list[str]:
+        """Folders of adapters that it is made of, all of the base that it is attached to."""
+        return []
 
     def groups(self, named: Mapping[str, nn.Parameter], learning_rate: float) -> list[dict[str, Any]]:
         """Optimizer groups over the trained parameters, by live name."""
@@ -139,13 +140,7 @@ class Targeted(Method):
 
     def saved(self, model: nn.Module) -> list[Site]:
         """The modules trained whole; every entry must match one."""
-        found = [s for s in modules(model) if any(s.name and ends_with(s.name, e) for e in self.modules_to_save)]
-        missing = [e for e in self.modules_to_save if not any(ends_with(s.name, e) for s in found)]
-        if missing:
-            text = "method.modules_to_save: `{}` matches no module of " + type(model).__name__
-            names = ", ".join(f"`{name}`" for name, _ in model.named_children())
-            raise AdapterError.of([Problem(text.format(entry), f"outermost modules: {names}") for entry in missing])
-        return found
+        return to_save(model, self.modules_to_save)
 
     def sites(self, model: nn.Module) -> list[Site]:
         return self.targets(model) + self.saved(model)
@@ -153,6 +148,17 @@ class Targeted(Method):
     def build(self, model: nn.Module, sites: list[Site]) -> list[Adapter]:
         saved = {site.name for site in self.saved(model)}
         return [Trained(site.module) if site.name in saved else self.adapter(site) for site in sites]
+
+
+def to_save(model: nn.Module, entries: list[str]) -> list[Site]:
+    """The modules that `modules_to_save` names; every entry must match one."""
+    found = [s for s in modules(model) if any(s.name and ends_with(s.name, e) for e in entries)]
+    missing = [e for e in entries if not any(ends_with(s.name, e) for s in found)]
+    if missing:
+        text = "method.modules_to_save: `{}` matches no module of " + type(model).__name__
+        names = ", ".join(f"`{name}`" for name, _ in model.named_children())
+        raise AdapterError.of([Problem(text.format(entry), f"outermost modules: {names}") for entry in missing])
+    return found
 
 
 METHODS: dict[str, type[Method]] = {}
@@ -165,3 +171,9 @@ def register(cls: M) -> M:
     """Make `cls` available to recipes under the name of its file."""
     METHODS[cls.__module__.rpartition(".")[2]] = cls
     return cls
+
+
+def name_of(method: Method) -> str:
+    """The key of a method in recipes; a class that only reading a folder makes goes by that of the one it extends."""
+    names = {cls: name for name, cls in METHODS.items()}
+    return next(names[cls] for cls in type(method).__mro__ if cls in names)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from peftctl.engine.attach import methods
+from peftctl.engine.method import name_of
 from peftctl.errors import NotMergeable, RunError, StorageError
 from peftctl.exports.companions import copy_companions, write_config
 from peftctl.exports.dequantise import Dequantised, Quantised, linears
@@ -22,7 +23,7 @@ from peftctl.exports.proof import probes, prove
 from peftctl.exports.shards import write_shards
 from peftctl.exports.skeleton import keys, skeleton
 from peftctl.exports.weights import Weights
-from peftctl.methods import METHODS, load
+from peftctl.methods import load
 from peftctl.models.origin import origin
 from peftctl.models.quiet import Say, silent
 from peftctl.models.tokenizer import read_tokenizer
@@ -90,7 +91,7 @@ def merge(
     if into == "base" and methods(model)[NAME].needs_quantised:
         text = "export.into: `base`: this adapter makes up for the quantisation that it was trained on"
         raise NotMergeable(text, "merge it `--into dequantised`")
-    method = next(name for name, cls in METHODS.items() if type(methods(model)[NAME]) is cls)
+    method = name_of(methods(model)[NAME])
     weights = Weights(base, place)
     if into == "dequantised" and quantised is not None:
         quantisable = linears(model)

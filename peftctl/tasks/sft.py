@@ -15,6 +15,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from peftctl.engine.attach import takes
+
 IGNORE = -100
 """The label of a position that is not trained."""
 
@@ -22,6 +24,12 @@ IGNORE = -100
 def trained_tokens(labels: Tensor) -> int:
     """How many positions of `labels` [rows, length] have a loss; the first has none, nothing predicts it."""
     return int((labels[:, 1:] != IGNORE).sum())
+
+
+def prompt_mask(labels: Tensor) -> Tensor:
+    """Which positions [rows, length] come before the first that is trained; padding counts as what it stands beside."""
+    answer = F.pad(labels[:, 1:] != IGNORE, (1, 0))
+    return answer.cumsum(dim=1) == 0
 
 
 def answer_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -35,6 +43,8 @@ def answer_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor
     if len(columns) == 0:  # a rank without rows still takes part in the forward
         columns = labels.new_zeros(1)
     inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    if takes(model, "prompt_mask"):
+        inputs["prompt_mask"] = prompt_mask(batch["labels"])
     sparse = "logits_to_keep" in inspect.signature(model.forward).parameters
     logits = model(**inputs, use_cache=False, **({"logits_to_keep": columns} if sparse else {})).logits
     if not sparse:

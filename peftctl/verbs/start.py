@@ -43,6 +43,8 @@ def start(
     else:
         planned = [method.planned(model, sample) if accelerator.is_main_process else method]
         [method] = broadcast_object_list(planned) if accelerator.num_processes > 1 else planned
+    for part in method.folders:
+        refuse_stranger(Path(part), base.folder, base.name)
     folder = None
     if method.init_from:
         folder = adapter(method.init_from, speaker(listen))
@@ -80,11 +82,11 @@ def continue_from(model: nn.Module, folder: Path) -> None:
             new[site].continue_from(old[site])
         except AdapterError as error:
             problems += [Problem(f"{folder}: `{site}`: {text}", hint) for text, hint in error.problems]
-    if problems:
-        raise AdapterError.of(sorted(problems))
     if methods(model)[EARLIER].needs_quantised != methods(model)["default"].needs_quantised:
         text = f"{folder}: made up for the quantisation of its base, which this run does not, or the other way round"
         problems.append(Problem(text, "`init_weights: loftq` says that it does"))
+    if problems:
+        raise AdapterError.of(sorted(problems))
 
 
 def tell_changes(folder: Path, method: Method, listen: Listen) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from methods.settings import SETTINGS
+from methods.settings import SETTINGS, made
 from tiny import build, inputs, stir
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ METHODS = [method for method, setting in SETTINGS.items() if setting.host_level 
 def two_adapters(method: str, shape: str = "llama") -> nn.Module:
     model = build(shape)
     for seed, name in enumerate(("a", "b")):
-        peftctl.attach(model, peftctl.METHODS[method](**SETTINGS[method].fields), name)
+        peftctl.attach(model, made(method, shape), name)
         stir(model, seed)
     return model
 
