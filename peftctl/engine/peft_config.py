@@ -18,6 +18,15 @@ from peftctl.errors import AdapterError, Problem, StorageError
 SCHEMA = "0.21.2"
 """The version of HF PEFT whose form we write; it is what `peft_version` says."""
 
+PEFT_TYPES = {
+    *("ADALORA", "ADAMSS", "ADAPTION_PROMPT", "BEFT", "BOFT", "C3A", "CARTRIDGE", "CPT", "DEFT", "DELORA"),
+    *("FOURIERFT", "FROD", "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LILY", "LN_TUNING", "LOHA", "LOKR"),
+    *("LORA", "MISS", "MULTITASK_PROMPT_TUNING", "OFT", "OSF", "PEANUT", "POLY", "PREFIX_TUNING"),
+    *("PROMPT_TUNING", "PSOFT", "PVERA", "P_TUNING", "RANDLORA", "ROAD", "SHADOW", "SHIRA", "SUPERTUNING"),
+    *("TINYLORA", "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA", "WAVEFT", "XLORA"),
+}
+"""Every `peft_type` that HF PEFT of this version knows; adapters of another one are for peftctl alone."""
+
 COMMON = (
     "auto_mapping",
     "base_model_name_or_path",

@@ -42,6 +42,8 @@ class Facts:
     """What was measured, for base and adapter."""
     merged: bool = False
     """Whether the card is for a merged model instead of an adapter."""
+    peft: bool = True
+    """Whether HF PEFT can read the adapter."""
 
 
 def card(facts: Facts) -> str:
@@ -50,11 +52,11 @@ def card(facts: Facts) -> str:
     recipe = parse(facts.recipe, "recipe").data
     kind = "Merged model" if facts.merged else "Adapter"
     parts = [
-        header(base, facts.merged),
+        header(base, "transformers" if facts.merged else "peft" if facts.peft else "peftctl"),
         f"# {kind} of {span(base)}",
         f"Trained with peftctl: {inline(facts.method)}.",
         "## Use",
-        *(merged_use() if facts.merged else adapter_use(base, facts.method, recipe)),
+        *use(base, facts, recipe),
     ]
     if facts.counts:
         columns = ["rows", "read", "kept", "truncated", "dropped", "skipped"]
@@ -66,10 +68,16 @@ def card(facts: Facts) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def header(base: str, merged: bool) -> str:
+def use(base: str, facts: Facts, recipe: Any) -> list[str]:
+    """How to load what the card is for."""
+    if facts.merged:
+        return merged_use()
+    return adapter_use(base, facts.method, recipe) if facts.peft else own_use(base)
+
+
+def header(base: str, library: str) -> str:
     """The YAML in front, which hubs index; they take a base model by its hub id alone."""
     hub = {"base_model": base} if HUB_ID.fullmatch(base) else {}
-    library = "transformers" if merged else "peft"
     return f"---\n{to_yaml({**hub, 'library_name': library, 'tags': ['peftctl']})}---"
 
 
@@ -94,6 +102,16 @@ def adapter_use(base: str, method: str, recipe: Any) -> list[str]:
     option = f" --max-lora-rank {rank}" if isinstance(rank, int) and rank > VLLM_RANK else ""
     serve = f"vllm serve {shell(base)} --enable-lora{option} --lora-modules adapter={HERE}"
     return [*parts, "With vLLM:", fenced(serve, "sh")]
+
+
+def own_use(base: str) -> list[str]:
+    """How to load an adapter of a method that HF PEFT does not have."""
+    name = json.dumps(base, ensure_ascii=False)
+    code = (
+        "import peftctl\nfrom transformers import AutoModelForCausalLM\n\n"
+        f'model = peftctl.load(AutoModelForCausalLM.from_pretrained({name}), "{HERE}")'
+    )
+    return ["With peftctl; HF PEFT has no such method:", fenced(code, "python")]
 
 
 def merged_use() -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from peftctl.config.write import to_yaml
 from peftctl.engine.disk import WEIGHTS, method_of, shapes
-from peftctl.engine.peft_config import CONFIG, read_config
+from peftctl.engine.peft_config import CONFIG, PEFT_TYPES, read_config
 from peftctl.errors import AdapterError, Problem, RecipeError, RunError
 from peftctl.exports.card import Facts
 from peftctl.exports.peft import export_peft
@@ -37,7 +37,8 @@ def export(target: str, output: str | Path, *, format: str | None = None, listen
         facts = facts_of_run(found.folder, merged=False)
     else:
         base = found.model.name_or_path
-        facts = Facts(base=base, method=f"`{kind}`", recipe=to_yaml({"model": {"name_or_path": base}}), counts={})
+        recipe = to_yaml({"model": {"name_or_path": base}})
+        facts = Facts(base=base, method=f"`{kind}`", recipe=recipe, counts={}, peft=kind in PEFT_TYPES)
     return {"path": str(output), "format": format, **export_peft(found.adapter, Path(output), facts=facts)}
 
 

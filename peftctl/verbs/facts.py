@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from peftctl import recipe as recipes
 from peftctl.engine.disk import WEIGHTS
+from peftctl.engine.peft_config import PEFT_TYPES
 from peftctl.exports.card import Facts
 from peftctl.recipe import Recipe
 from peftctl.verbs import provenance
@@ -12,7 +13,8 @@ from peftctl.verbs.run_folder import RunFolder
 
 def facts_of(recipe: Recipe, base: str, counts: dict[str, dict[str, int]]) -> Facts:
     """The facts of a run that is under way."""
-    return Facts(base=base, method=in_words(recipe), recipe=recipes.dump(recipe), counts=counts)
+    peft = recipe.method.peft_type in PEFT_TYPES
+    return Facts(base=base, method=in_words(recipe), recipe=recipes.dump(recipe), counts=counts, peft=peft)
 
 
 def facts_of_run(folder: RunFolder, merged: bool) -> Facts:
@@ -25,6 +27,7 @@ def facts_of_run(folder: RunFolder, merged: bool) -> Facts:
         counts=record.get("rows", {}),
         figures=figures_of(folder),
         merged=merged,
+        peft=recipe.method.peft_type in PEFT_TYPES,
     )
 
 

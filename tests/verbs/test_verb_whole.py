@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import tiny
 import tiny_chat
@@ -14,10 +17,12 @@ import torch
 from safetensors.torch import load_file
 
 import peftctl
+from peftctl.engine.peft_config import PEFT_TYPES
 from peftctl.errors import AdapterError, RecipeError
 from peftctl.exports.merge import merge as merge_folder
 from peftctl.training.journal import Journal
 from peftctl.verbs.evaluate import evaluate
+from peftctl.verbs.export import export
 from peftctl.verbs.generate import generate
 from peftctl.verbs.merge import merge
 
@@ -129,6 +134,23 @@ def test_merged_weights_are_the_trained_ones(trained: tuple[dict[str, Any], Path
     assert report["proof"]["difference"] <= report["proof"]["tolerance"]
     assert not report["untied_embeddings"]
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["tie_word_embeddings"]
+
+
+def test_the_card_says_who_can_load_it(trained: tuple[dict[str, Any], Path], tied: Path, tmp_path: Path):
+    assert {kind.value for kind in peft.PeftType} == PEFT_TYPES
+    _, finished = trained
+    for folder in (finished / "adapter", tmp_path / "alone"):
+        if folder.parent == tmp_path:
+            shutil.copytree(finished / "adapter", tmp_path / "elsewhere")
+            export(str(tmp_path / "elsewhere"), folder)
+        text = (folder / "README.md").read_text()
+        assert "library_name: peftctl" in text
+        assert "PeftModel" not in text
+        [code] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+        names: dict[str, Any] = {}
+        here = code.replace("path/to/this/folder", str(folder)).replace('"tiny-llama"', f'"{tied}"')
+        exec(here, names)
+        assert tiny.greedy(names["model"])
 
 
 def test_a_merge_that_does_not_fit_the_memory(trained: tuple[dict[str, Any], Path], tied: Path, tmp_path: Path):
