@@ -50,7 +50,11 @@ def attach(model: nn.Module, method: Method, name: str = "default", sample: Samp
         put(site.module, adapter.to(device(site.module)), name)
     vars(model)["peft_methods"] = {**methods(model), name: method}
     activate(model, [name])
-    method.start(model, name, sample)
+    try:
+        method.start(model, name, sample)
+    except AdapterError:
+        detach(model, name)
+        raise
     return model
 
 

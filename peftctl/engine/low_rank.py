@@ -29,6 +29,17 @@ class LowRank(Adapter):
         """A [r, in] and B [out, r]; of a convolution, the kernel's positions count as inputs."""
         raise NotImplementedError
 
+    @property
+    def rank(self) -> int:
+        """The rank that is trained."""
+        return len(self.factors()[0])
+
+    @torch.no_grad()
+    def start_with(self, A: Tensor, B: Tensor) -> None:
+        """Let the update start with these factors."""
+        for mine, given in zip(self.factors(), (A, B), strict=True):
+            mine.copy_(given)
+
     @torch.no_grad()
     def continue_from(self, earlier: Adapter) -> None:
         """As `earlier` computes, whatever its scale; with a higher rank here, the ranks that it lacks stay as drawn."""
@@ -103,6 +114,15 @@ class LoRAFromStart(LoRALinear):
     def factors(self) -> tuple[Tensor, Tensor]:
         A, B = super().factors()
         return torch.cat([A, self.start_A]), torch.cat([B, -self.start_B], dim=1)
+
+    @property
+    def rank(self) -> int:
+        return len(self.start_A)
+
+    @torch.no_grad()
+    def start_with(self, A: Tensor, B: Tensor) -> None:
+        for mine, given in ((self.lora_A.weight, A), (self.start_A, A), (self.lora_B.weight, B), (self.start_B, B)):
+            mine.copy_(given)
 
     def update(self, x: Tensor) -> Tensor:
         """(B - B0) A x + B0 (A - A0) x: in half precision, BA x - B0 A0 x would round away what little was learned."""

@@ -12,8 +12,8 @@ The base stays as it is: pissa and olora subtract their start instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,14 +43,31 @@ def start(model: nn.Module, name: str, how: Start, sample: Sample | None) -> Non
     if any(parameter.is_meta for a in adapters.values() for parameter in a.host.parameters()):
         return
     refuse(adapters, how)
-    for site, (A, B) in pairs(model, adapters, how, sample):
+    if how == "eva":
+        along_inputs(model, adapters, sample)
+        return
+    files = BaseFiles(model, sample) if how == "loftq" else None
+    for site, adapter in adapters.items():
+        rank, (A, B) = adapter.rank, adapter.factors()
+        if how == "gaussian":
+            if not isinstance(adapter, LoRAEmbedding):  # there, as in HF PEFT, B is already drawn and A zero
+                adapter.start_with(torch.randn(A.shape) / rank, torch.zeros(B.shape))
+        elif how == "orthogonal":
+            adapter.start_with(*crossed(A.shape[1], len(B), rank))
+        else:
+            held = hosts.weight(adapter.host).float()
+            matrix = files.weight(site, adapter.host).to(held) - held if files else held
+            adapter.start_with(*(first_of_qr(matrix, rank) if how == "olora" else nearest(matrix, rank, adapter.scale)))
+
+
+def along_inputs(model: nn.Module, adapters: Mapping[str, LowRank], sample: Sample | None) -> None:
+    """Start with the main directions of what goes into the hosts, and B = 0."""
+    if sample is None:
+        hint = "`attach(model, method, sample=...)`, or another start"
+        raise AdapterError("method.init_weights: `eva` needs rows to look at", hint)
+    for site, moment in second_moments(model, {site: a.host for site, a in adapters.items()}, sample):
         adapter = adapters[site]
-        for factor, value in zip((adapter.lora_A, adapter.lora_B), (A, B), strict=True):
-            weight: Any = factor.weight  # type: ignore[union-attr]
-            weight.copy_(value.reshape(weight.shape))
-        if isinstance(adapter, LoRAFromStart):
-            adapter.start_A.copy_(adapter.lora_A.weight)
-            adapter.start_B.copy_(adapter.lora_B.weight)
+        adapter.start_with(main_directions(moment, adapter.rank), torch.zeros(adapter.factors()[1].shape))
 
 
 def refuse(adapters: Mapping[str, LowRank], how: Start) -> None:
@@ -58,54 +75,21 @@ def refuse(adapters: Mapping[str, LowRank], how: Start) -> None:
     form = LowRank if how == "gaussian" else LoRAFromStart if how in FROM_START else LoRALinear
     problems = []
     for site, adapter in adapters.items():
-        place, rank, widths = f"method.init_weights: `{how}`: `{site}`", rank_of(adapter), widths_of(adapter)
+        place, rank, (A, B) = f"method.init_weights: `{how}`: `{site}`", adapter.rank, adapter.factors()
+        width, out = A.shape[1], len(B)
         if not isinstance(adapter, form):
             what = f"{type(adapter.host).__name__} under a {type(adapter).__name__}"
             problems.append(Problem(f"{place} is a {what}, for which there is no such start", "leave it out"))
         elif how == "orthogonal" and rank % 2:
             problems.append(Problem(f"{place} has rank {rank}", "choose an even `r`"))
-        elif how not in ("gaussian", "orthogonal") and rank > (widths[0] if how == "eva" else min(widths)):
-            text = f"{place} is {widths[1]} by {widths[0]}, so it has no {rank} directions to start from"
+        elif how not in ("gaussian", "orthogonal") and rank > (width if how == "eva" else min(width, out)):
+            text = f"{place} is {out} by {width}, so it has no {rank} directions to start from"
             problems.append(Problem(text, "choose a smaller `r`, or give it one in `rank_pattern`"))
         elif how == "loftq" and not hosts.is_quantised(adapter.host):
-            problems.append(
-                Problem(f"{place} is not quantised, and that is what it makes up for", "`quantization: nf4`")
-            )
+            text = f"{place} is not quantised, and that is what it makes up for"
+            problems.append(Problem(text, "set `quantization: nf4`"))
     if problems:
         raise AdapterError.of(problems)
-
-
-def pairs(
-    model: nn.Module, adapters: Mapping[str, LowRank], how: Start, sample: Sample | None
-) -> Iterator[tuple[str, Pair]]:
-    """Site -> the A and B that it starts with, one after the other."""
-    if how == "eva":
-        if sample is None:
-            hint = "`attach(model, method, sample=...)`, or another start"
-            raise AdapterError("method.init_weights: `eva` needs rows to look at", hint)
-        inputs = {site: adapter.host for site, adapter in adapters.items()}
-        for site, moment in second_moments(model, inputs, sample):
-            yield (
-                site,
-                (main_directions(moment, rank_of(adapters[site])), torch.zeros_like(adapters[site].factors()[1])),
-            )
-        return
-    files = BaseFiles(model, sample) if how == "loftq" else None
-    for site, adapter in adapters.items():
-        if isinstance(adapter, LoRAEmbedding):
-            continue  # gaussian: there, as in HF PEFT, B is already drawn and A zero
-        rank, scale, (width, out) = rank_of(adapter), adapter.scale, widths_of(adapter)
-        if how == "gaussian":
-            yield site, (torch.randn(rank, width) / rank, torch.zeros(out, rank))
-        elif how == "orthogonal":
-            yield site, crossed(width, out, rank)
-        elif how == "olora":
-            yield site, first_of_qr(hosts.weight(adapter.host).float(), rank)
-        elif how == "pissa":
-            yield site, nearest(hosts.weight(adapter.host).float(), rank, scale)
-        elif files is not None:
-            held = hosts.weight(adapter.host).float()
-            yield site, nearest(files.weight(site, adapter.host).to(held) - held, rank, scale)
 
 
 def nearest(matrix: Tensor, rank: int, scale: float) -> Pair:
@@ -138,15 +122,3 @@ def signs(vectors: Tensor) -> Tensor:
     """1 or -1 for each row, so that its largest entry becomes positive: a decomposition leaves that open."""
     largest: Tensor = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
     return largest.sign().flatten()
-
-
-def rank_of(adapter: LowRank) -> int:
-    """Its rank in training."""
-    A: Any = adapter.lora_embedding_A if isinstance(adapter, LoRAEmbedding) else adapter.lora_A.weight  # type: ignore
-    return len(A)
-
-
-def widths_of(adapter: LowRank) -> tuple[int, int]:
-    """(in, out) of its update."""
-    A, B = adapter.factors()
-    return A.shape[1], B.shape[0]

@@ -137,6 +137,18 @@ def test_groups_are_crossed_as_in_peft_and_so_do_not_merge(tmp_path):
         peftctl.attach(net(2, groups=2), LORA(r=3, target_modules=["first"]))
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@torch.no_grad()
+def test_starts_gaussian_or_not_at_all(groups):
+    model = net(2, groups=groups)
+    peftctl.attach(model, LORA(r=4, target_modules=["first"], init_weights="gaussian"))
+    adapter = adapters_of(model, "default")["first"]
+    assert float(adapter.lora_A.weight.std()) == pytest.approx(1 / 4, rel=0.2)
+    assert torch.equal(model(picture(2)), net(2, groups=groups)(picture(2)))
+    with pytest.raises(AdapterError, match="`first` is a Conv2d under a LoRAConv, for which there is no such start"):
+        peftctl.attach(net(2), LORA(r=4, target_modules=["first"], init_weights="pissa"))
+
+
 def test_all_linear_means_linears():
     model = peftctl.attach(net(2), LORA(r=2))
     assert set(adapters_of(model, "default")) == {"out"}

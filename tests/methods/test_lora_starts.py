@@ -13,7 +13,7 @@ from torch import nn
 
 import peftctl
 from peftctl.engine import inputs
-from peftctl.engine.attach import adapters_of, live, trained
+from peftctl.engine.attach import adapters_of, live, stacks, trained
 from peftctl.engine.sample import Sample
 from peftctl.errors import AdapterError
 
@@ -208,7 +208,8 @@ def test_a_little_training_is_not_rounded_away_in_half_precision():
 )
 def test_what_cannot_start_says_why(fields, message):
     with pytest.raises(AdapterError, match=message):
-        peftctl.attach(build("llama"), LORA(**({"r": 4, "target_modules": ["q_proj"]} | fields)))
+        peftctl.attach(model := build("llama"), LORA(**({"r": 4, "target_modules": ["q_proj"]} | fields)))
+    assert not list(stacks(model))
 
 
 def test_a_start_and_an_adapter_to_start_from_exclude_each_other():
