@@ -19,9 +19,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 quickstart: .venv/installed
 	$(BIN)/python scripts/quickstart.py
 
-# one thread: tiny models are slower on several, and processes of tests would wait for each other
+# a process for each core, each on one thread: tiny models are slower on several, and processes would wait for each other
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --maxprocesses 8
 
 test-slow: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
