@@ -24,7 +24,7 @@ class Adapter(nn.Module):
     """Whether `strength` may differ from one: the adapter adds a weight update that it multiplies by it."""
 
     takes: ClassVar[tuple[str, ...]] = ()
-    """Keywords of the host's forward that are meant for this adapter alone, the host does not know them."""
+    """Keywords that this adapter is to be given beside those that its host knows, such as `prompt_mask`."""
 
     host: nn.Module
     """The adapted module: a plain reference, because a child would be a cycle."""

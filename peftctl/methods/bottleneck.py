@@ -88,8 +88,8 @@ class Beside(After):
 class Bottleneck(Targeted):
     """Small two-layer networks in every block: expressive, composable (`fusion`), not mergeable."""
 
-    target_modules: str | list[str] = "auto"
-    """`auto` (where the variant sits), or the modules after which, or beside which, a bottleneck stands, as names or a
+    target_modules: str | list[str] = "sublayers"
+    """`sublayers` (those of the variant), or the modules after or beside which a bottleneck stands, as names or a
     regular expression."""
     variant: Variant = "pfeiffer"
     """Where: after attention and feed-forward (`houlsby`), after the feed-forward (`pfeiffer`), beside it
@@ -112,7 +112,7 @@ class Bottleneck(Targeted):
     adapts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)
 
     def targets(self, model: nn.Module) -> list[Site]:
-        if self.target_modules == "auto":
+        if self.target_modules == "sublayers":
             return replace(self, target_modules=exactly(self.places(model))).targets(model)
         return super().targets(model)
 

@@ -75,8 +75,8 @@ class Fusion(Targeted):
 
     adapters: Annotated[list[Located], MinLen(1)]
     """Folders of trained `bottleneck` adapters of one base, variant and place."""
-    target_modules: str | list[str] = "auto"
-    """`auto` (wherever the bottlenecks stand), or some of these places; elsewhere they are left out."""
+    target_modules: str | list[str] = "bottlenecks"
+    """`bottlenecks` (wherever they stand), or some of these places; elsewhere they are left out."""
     regularization: NonNegative = 0.01
     """How much is added to the loss for every unit of squared distance of the value matrices from the identity."""
 
@@ -133,7 +133,7 @@ class Fusion(Targeted):
 
     def targets(self, model: nn.Module) -> list[Site]:
         places = self.frozen()[0].target_modules
-        if self.target_modules == "auto":
+        if self.target_modules == "bottlenecks":
             return replace(self, target_modules=exactly(places)).targets(model)
         found = super().targets(model)
         if strays := [site.name for site in found if site.name not in places]:

@@ -53,9 +53,10 @@ class Positions(Adapter):
     def forward(self, base: Callable[..., Any], *args: Any, prompt_mask: Tensor | None = None, **kwargs: Any) -> Any:
         given = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
         mask = given.get("attention_mask")
-        if mask is not None and mask.ndim != 2:
-            text = f"reft: expected an attention mask [rows, length]; got one of shape {list(mask.shape)}"
-            raise AdapterError(text, "give the model one that says which tokens are no padding")
+        if mask is not None and getattr(mask, "ndim", None) != 2:
+            got = f"one of shape {list(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+            hint = "say which tokens are no padding, and generate with the default cache"  # a static one makes others
+            raise AdapterError(f"reft: expected an attention mask [rows, length]; got {got}", hint)
         self.decoding = past(given) > 0
         self.prompt = mask if prompt_mask is None else prompt_mask if mask is None else mask.bool() & prompt_mask.bool()
         self.inside = True

@@ -329,6 +329,10 @@ def test_a_mask_that_does_not_say_what_is_padding():
     model, [ids] = reft(), rows(4)
     with pytest.raises(AdapterError, match=r"expected an attention mask \[rows, length\]; got one of shape"):
         model(input_ids=ids[None], attention_mask=torch.ones(1, 1, 4, 4))
+    with pytest.raises(AdapterError, match=r"got one of shape \[2, 1, 1, 11\]; .* generate with the default cache"):
+        model.generate(**inputs(model), max_new_tokens=3, cache_implementation="static", disable_compile=True)
+    with pytest.raises(AdapterError, match="got a dict"):
+        model(input_ids=ids[None], attention_mask={"full_attention": torch.ones(1, 1, 4, 4)})
 
 
 def test_a_part_of_the_model_called_on_its_own():

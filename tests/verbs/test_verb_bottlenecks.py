@@ -102,7 +102,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
 def test_edits_of_the_prompt_are_scored_and_generated_from(made: Callable[..., Any], tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    wanted = recipe(made, REFT, eval={"labels": tiny_chat.LABELS}, trainer={"gradient_checkpointing": True, "learning_rate": 0.3})
+    wanted = recipe(
+        made, REFT, eval={"labels": tiny_chat.LABELS}, trainer={"gradient_checkpointing": True, "learning_rate": 0.3}
+    )
     peftctl.train(wanted, output=tmp_path / "run")
     figures = evaluate(str(tmp_path / "run"))["figures"]
     assert figures["adapter"]["loss"] < figures["base"]["loss"]
