@@ -19,6 +19,7 @@ ROOMS = [
     {"evaluation"},
     {"training"},
     {"exports"},
+    {"algebra"},
     {"recipe"},
     {"verbs"},
     {"cli"},

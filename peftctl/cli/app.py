@@ -10,8 +10,10 @@ import typer
 
 import peftctl
 from peftctl.cli import console
+from peftctl.cli.adapters import adapters
 from peftctl.cli.commands import Command, CommandLineError, Group
 from peftctl.cli.recipes import recipes
+from peftctl.cli.words import Json, Target
 from peftctl.errors import PeftctlError, Problem
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -19,6 +21,7 @@ app = typer.Typer(
     cls=Group, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=SETTINGS
 )
 app.add_typer(recipes, name="recipes")
+app.add_typer(adapters, name="adapters")
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled recipe.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")]
@@ -26,8 +29,6 @@ Changes = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE ...", help="Changes to the recipe, as in `trainer.steps=50`."),
 ]
-Target = Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder to write; it must not exist yet.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result, and errors too, as JSON.")]
 
 
 def run(words: Sequence[str]) -> int:

@@ -10,7 +10,8 @@ import pytest
 
 SESSIONS = Path(__file__).parent / "help.txt"
 COMMANDS = ["train", "eval", "merge", "export", "generate", "validate", "schema", "methods", "recipes"]
-COMMANDS += ["recipes show", "recipes copy"]
+COMMANDS += ["adapters", "recipes show", "recipes copy"]
+COMMANDS += [f"adapters {verb}" for verb in ("inspect", "diff", "combine", "resize", "convert")]
 HEAVY = {"torch", "transformers", "datasets", "pydantic", "numpy", "rich", "yaml", "safetensors"}
 
 
@@ -28,14 +29,16 @@ def test_help_of_every_command(peftctl):
 
 
 def test_there_are_exactly_these_commands():
+    from peftctl.cli.adapters import adapters
     from peftctl.cli.app import app
     from peftctl.cli.recipes import recipes
 
     def named(group):
         return {item.name or item.callback.__name__ for item in group.registered_commands}
 
-    assert named(app) | {group.name for group in app.registered_groups} == set(COMMANDS[:9])
+    assert named(app) | {group.name for group in app.registered_groups} == set(COMMANDS[:10])
     assert named(recipes) == {"show", "copy"}
+    assert named(adapters) == {"inspect", "diff", "combine", "resize", "convert"}
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
