@@ -90,7 +90,7 @@ def merge(
     load(model, adapter, NAME)
     if into == "base" and methods(model)[NAME].needs_quantised:
         text = "export.into: `base`: this adapter makes up for the quantisation that it was trained on"
-        raise NotMergeable(text, "merge it `--into dequantised`")
+        raise NotMergeable(text, "merge the run that made it, `--into dequantised`")
     method = name_of(methods(model)[NAME])
     weights = Weights(base, place)
     if into == "dequantised" and quantised is not None:
