@@ -28,7 +28,8 @@ def test_the_base_comes_back_bit_for_bit(method, name):
     for _ in range(3):
         merged = peftctl.merge(model, keep=True)
         assert not list(stacks(merged))
-        assert any(not torch.equal(p, before[key]) for key, p in merged.named_parameters())
+        changed = any(not torch.equal(p, before[key]) for key, p in merged.named_parameters())
+        assert changed != SETTINGS[method].in_place  # trained weights are merged already
         peftctl.unmerge(model)
     after = bits(model)
     assert after.keys() == before.keys()
