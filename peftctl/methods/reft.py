@@ -12,7 +12,7 @@ tokens edited once, by the nearer end. The prompt is
   in any other forward          all of the row, or what a `prompt_mask` [rows, length] given to the model says;
   of an encoder and decoder     all that the encoder is given; its blocks alone are edited.
 Cached generation is therefore what a forward over prompt and answer computes. Without the cache (`use_cache=False`)
-each forward of generation would take all it is given for the prompt: `first` positions are right then, `last` are not.
+each forward of generation would take all it is given for the prompt; with `last` positions that is refused.
 A row with several answers is edited before the first of them only.
 
 R is the Q of a QR decomposition of a free matrix A^T [d, r], with the signs that make it unique.
@@ -57,6 +57,9 @@ class Positions(Adapter):
             got = f"one of shape {list(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
             hint = "say which tokens are no padding, and generate with the default cache"  # a static one makes others
             raise AdapterError(f"reft: expected an attention mask [rows, length]; got {got}", hint)
+        if prompt_mask is None and self.last and given.get("use_cache") is False and generates(self.host):
+            text = "reft: without the cache the end of the prompt is not known, and `last` positions are edited"
+            raise AdapterError(text, "leave `use_cache` on, or give the model a `prompt_mask` [rows, length]")
         self.decoding = past(given) > 0
         self.prompt = mask if prompt_mask is None else prompt_mask if mask is None else mask.bool() & prompt_mask.bool()
         self.inside = True
@@ -74,6 +77,11 @@ class Positions(Adapter):
         first = prompt & (rank <= self.first) & ((rank <= back) | (back > self.last))
         last = prompt & (back <= self.last) & ~first
         return first.unsqueeze(-1), last.unsqueeze(-1)
+
+
+def generates(host: nn.Module) -> bool:
+    """Whether `host` is a model that generates, for which a prompt ends somewhere."""
+    return hasattr(host, "can_generate") and bool(host.can_generate())  # type: ignore[operator]
 
 
 def past(given: Mapping[str, Any]) -> int:

@@ -335,6 +335,14 @@ def test_a_mask_that_does_not_say_what_is_padding():
         model(input_ids=ids[None], attention_mask={"full_attention": torch.ones(1, 1, 4, 4)})
 
 
+def test_generation_without_the_cache():
+    given = {**inputs(build("llama")), "max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    with pytest.raises(AdapterError, match="without the cache the end of the prompt is not known"):
+        reft().generate(**given, use_cache=False)
+    model = reft(first=3, last=0)
+    assert torch.equal(model.generate(**given, use_cache=False), model.generate(**given))
+
+
 def test_a_part_of_the_model_called_on_its_own():
     model, [ids] = reft(), rows(4)
     with pytest.raises(AdapterError, match="a block was called from outside LlamaForCausalLM"):
