@@ -41,7 +41,7 @@ def figures_of(folder: RunFolder) -> dict[str, dict[str, float]]:
 def in_words(recipe: Recipe) -> str:
     """The method in one line, such as `lora, r 16, alpha 32, on all-linear`."""
     method = recipe.method
-    named = [f"{key} {getattr(method, key):g}" for key in ("r", "alpha") if hasattr(method, key)]
+    named = [f"{key} {getattr(method, key):g}" for key in ("r", "alpha") if getattr(method, key, None) is not None]
     targets = getattr(method, "target_modules", None)
     if targets:
         named.append("on " + (targets if isinstance(targets, str) else ", ".join(targets)))

@@ -59,6 +59,7 @@ def two_bottlenecks(shape: str) -> list[str]:
 
 
 SETTINGS: dict[str, Setting] = {
+    "adalora": Setting({"init_r": 6, "target_r": 4, "alpha": 24}, scalable=True),
     "bitfit": Setting(zoo=("gpt2", "bert", "vit"), learning_rate=1e-1),
     "bottleneck": Setting({"variant": "houlsby", "reduction_factor": 4, "scale": 2.0}, merges=False),
     "delta_lora": Setting({"r": 4, "alpha": 8}, scalable=True),
@@ -72,6 +73,7 @@ SETTINGS: dict[str, Setting] = {
     "layers": Setting({"top": 1, "norms": True, "heads": True}, quantised=False, host_level=False, replaces=True),
     "lora": Setting({"r": 4}, scalable=True),
     "mora": Setting({"r": 4}, scalable=True),
+    "oft": Setting({"block_size": 8}, leaves=0.985),  # a rotation of weights near zero, as of BERT's head, does little
     "qalora": Setting({"r": 4, "alpha": 8, "group_size": 4}, scalable=True),
     "reft": Setting({"r": 4, "first": 2, "last": 3}, merges=False, host_level=False),
     "vera": Setting({"r": 32}, scalable=True),
