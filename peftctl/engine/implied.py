@@ -13,7 +13,8 @@ from peftctl.engine.anatomy import modules, under
 def left_out(model: nn.Module, config: Mapping[str, Any], adapted: Collection[str]) -> Iterator[str]:
     """Modules of `model` that the list `target_modules` of a config names, by PEFT's rules, and that are not `adapted`.
 
-    Silent where the config picks in other ways too: by a pattern, by exclusion, by number of the block.
+    An entry that is a module's full name means that module alone, as where we wrote it. Silent where the config picks in
+    other ways too: by a pattern, by exclusion, by number of the block.
     """
     entries = config.get("target_modules")
     picky = any(config.get(key) not in (None, [], "") for key in ("exclude_modules", "layers_to_transform"))
@@ -21,8 +22,10 @@ def left_out(model: nn.Module, config: Mapping[str, Any], adapted: Collection[st
         return
     wanted = {entry for entry in entries if isinstance(entry, str)}
     saved = [name for name in config.get("modules_to_save") or [] if isinstance(name, str)]
-    for site in modules(model):
-        parts = site.name.split(".")
-        endings = {".".join(parts[start:]) for start in range(len(parts))}
-        if endings & wanted and site.name not in adapted and not any(under(site.name, name) for name in saved):
-            yield site.name
+    names = [site.name for site in modules(model)]
+    endings = wanted.difference(names)
+    for name in names:
+        parts = name.split(".")
+        named = name in wanted or any(".".join(parts[start:]) in endings for start in range(1, len(parts)))
+        if named and name not in adapted and not any(under(name, entry) for entry in saved):
+            yield name
