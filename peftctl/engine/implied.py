@@ -13,8 +13,8 @@ from peftctl.engine.anatomy import modules, under
 def left_out(model: nn.Module, config: Mapping[str, Any], adapted: Collection[str]) -> Iterator[str]:
     """Modules of `model` that the list `target_modules` of a config names, by PEFT's rules, and that are not `adapted`.
 
-    An entry that is a module's full name means that module alone, as where we wrote it. Silent where the config picks in
-    other ways too: by a pattern, by exclusion, by number of the block.
+    An entry that is a module's full name means that module alone, as where we wrote it. Silent where the config picks
+    in other ways too: by a pattern, by exclusion, by number of the block.
     """
     entries = config.get("target_modules")
     picky = any(config.get(key) not in (None, [], "") for key in ("exclude_modules", "layers_to_transform"))
