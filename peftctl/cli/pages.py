@@ -20,8 +20,10 @@ def listing(rows: Sequence[tuple[str, str]], columns: int | None) -> str:
 def method_page(method: Mapping[str, Any], columns: int | None) -> str:
     """A method: what its file opens with, what is particular to it, and its fields as a recipe would set them."""
     facts = [("learning rate", f"{rate(method['learning_rate'])}, where the recipe gives none")]
-    if method.get("peft"):
-        facts.append(("in HF PEFT", str(method["peft"])))
+    facts.append(("in HF PEFT", str(method.get("peft") or "not there: its folders are for peftctl alone")))
+    if method.get("merges"):
+        facts.append(("merges", str(method["merges"])))
+    facts += [("not with", f"`{key}`: {why}") for key, why in method.get("clashes", {}).items()]
     parts = [method["name"], method["page"], listing(facts, columns), "fields:"]
     return "\n\n".join([*parts, *(_field(field, columns) for field in method["fields"])])
 

@@ -1,4 +1,4 @@
-"""Chosen parts of the model trained whole: the last blocks, the norms, the heads, or modules by name.
+"""Chosen parts trained whole: the last blocks, norms, heads, or modules by name.
 
 Training only the last blocks is as old as fine-tuning (Howard and Ruder 2018, arXiv:1801.06146, section 3.3); norms
 alone: Zhao et al. 2023, arXiv:2312.11420. No equation: a part computes what it did, with weights of its own.

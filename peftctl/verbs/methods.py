@@ -8,6 +8,7 @@ from typing import Any
 from peftctl.config.fields import fields
 from peftctl.config.near import did_you_mean
 from peftctl.engine.method import Method
+from peftctl.engine.peft_config import PEFT_TYPES
 from peftctl.errors import RecipeError
 from peftctl.methods import METHODS
 from peftctl.recipe import PRESETS
@@ -28,14 +29,16 @@ def describe(name: str | None = None) -> Any:
 
 def short(name: str, cls: type[Method]) -> dict[str, Any]:
     """What fits into a line."""
-    title = page(cls).partition("\n")[0]
-    return {"name": name, "title": title, "learning_rate": cls.learning_rate, "paper": cls.paper, "peft": cls.peft_type}
+    title = page(cls).partition("\n")[0].partition(". ")[0].removesuffix(".")
+    peft = cls.peft_type if cls.peft_type in PEFT_TYPES else None
+    return {"name": name, "title": title, "learning_rate": cls.learning_rate, "paper": cls.paper, "peft": peft}
 
 
 def long(name: str, cls: type[Method]) -> dict[str, Any]:
     """Everything: the page that the method's file opens with, and its fields."""
     listed = [{"name": f.name, "type": f.type, "default": f.default, "doc": f.doc} for f in fields(cls)]
-    return {**short(name, cls), "page": page(cls), "fields": listed}
+    clashes = {key: f"{why}; {way_out}" for key, (why, way_out) in cls.clashes.items()}
+    return {**short(name, cls), "merges": cls.merges, "clashes": clashes, "page": page(cls), "fields": listed}
 
 
 def told(preset: str) -> dict[str, str]:
