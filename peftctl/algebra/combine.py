@@ -104,12 +104,14 @@ def dense(terms: Sequence[Term]) -> list[tuple[float, Callable[[], Tensor]]]:
 
 def averaged(adapters: Sequence[LoRAFolder], weights: Sequence[float]) -> dict[str, Tensor]:
     """What the adapters trained whole, averaged by weight; all have the same, and what is equal keeps its bits."""
-    first, share, found = adapters[0].others, [weight / sum(weights) for weight in weights], {}
-    for name, tensor in first.items():
+    total, found = sum(weights), {}
+    for name, tensor in adapters[0].others.items():
         every = [adapter.others[name] for adapter in adapters]
-        same = all(torch.equal(tensor, other) for other in every[1:])
-        mean = sum(part * other.double() for part, other in zip(share, every, strict=True))
-        found[name] = tensor if same or not isinstance(mean, Tensor) else mean.float()
+        if all(torch.equal(tensor, other) for other in every[1:]):
+            found[name] = tensor
+        else:
+            parts = [weight / total * other.double() for weight, other in zip(weights, every, strict=True)]
+            found[name] = torch.stack(parts).sum(0).float()
     return found
 
 

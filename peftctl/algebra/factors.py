@@ -81,8 +81,9 @@ def reduced(factors: Factors, rank: int | None = None) -> Cut:
     """The best approximation of at most `rank`; without one, the lowest rank that loses nothing in float64."""
     u, s, v = factors.svd()
     if rank is None:
-        smallest = float(s[0]) * max(len(u), v.shape[1]) * EPS
-        rank = max(int((s > smallest).sum()), 1)
+        size = torch.linalg.vector_norm(factors.A.double()) * torch.linalg.vector_norm(factors.B.double())
+        s = s * (s > float(size) * max(len(u), v.shape[1]) * EPS)  # the rest is rounding of terms that cancel
+        rank = max(int(s.count_nonzero()), 1)
     kept = s[:rank]
     root = kept.sqrt()  # shared by both factors, so that neither learns much faster than the other
     cut = Factors(root[:, None] * v[:rank], u[:, :rank] * root)

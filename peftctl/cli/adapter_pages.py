@@ -30,7 +30,8 @@ def inspection(found: Mapping[str, Any], columns: int | None) -> str:
     if "updates" not in found:
         return listing(facts, columns)
     rank = found["rank"]
-    facts.append(("rank", f"{rank['min']} to {rank['max']}, {rank['mean']:.1f} on average"))
+    spread = f"{rank['min']} to {rank['max']}, {rank['mean']:.1f} on average"
+    facts.append(("rank", spread if rank["min"] < rank["max"] else str(rank["max"])))
     facts.append(("norm of the update", f"{found['norm']:.4g}"))
     rows = [
         [name, str(len(group)), mean(group, "rank"), mean(group, "norm"), mean(group, "effective_rank")]

@@ -126,11 +126,14 @@ def written(adapter: LoRAFolder, output: str | Path, report: dict[str, Any], lis
     """Write the folder, tell what was kept in a few lines, and return all of it."""
     size = write_lora_folder(adapter, Path(output))
     ranks = [site["rank"] for site in report["sites"]]
-    least = min(report["sites"], key=lambda site: site["energy"])
+    least = min(report["sites"], key=lambda site: float(site["energy"]))
+    kept = f"{report['energy']:.2%}"
+    if least["energy"] < 0.99995:
+        kept += f"; least at {least['site']}: {least['energy']:.2%}"
     rows = [
         ["sites", f"{len(ranks)}"],
         ["rank", f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"],
-        ["energy kept", f"{report['energy']:.2%}; least at {least['site']}: {least['energy']:.2%}"],
+        ["energy kept", kept],
     ]
     listen({"event": "table", "title": "written", "columns": ["LoRA", "figure"], "rows": rows})
     return {"path": str(output), "bytes": size, **report}

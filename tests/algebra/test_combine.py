@@ -76,6 +76,27 @@ def test_svd_is_the_best_of_its_rank(make):
     assert {u.rank for u in combined(adapters, [0.7, 0.3], "svd")[0].updates.values()} == {4}
 
 
+@pytest.mark.parametrize("how", ["cat", "svd"])
+def test_where_peft_adds_the_updates_it_makes_the_same(make, tmp_path, how):
+    folders = [make(0), make(1, r=6, alpha=3)]
+    theirs = peft.PeftModel.from_pretrained(build("llama"), folders[0], adapter_name="a").eval()
+    theirs.load_adapter(folders[1], "b")
+    rank = {"svd_rank": 3} if how == "svd" else {}
+    theirs.add_weighted_adapter(["a", "b"], [0.7, 0.3], "both", how, **rank)
+    theirs.set_adapter("both")
+    write(folders, [0.7, 0.3], tmp_path / "sum", how, **({"r": 3} if how == "svd" else {}))
+    ours = logits(peftctl.load(build("llama"), tmp_path / "sum"))
+    torch.testing.assert_close(ours, logits(theirs), rtol=1e-4, atol=1e-4)
+
+
+def test_what_cancels_is_zero(make):
+    adapter = read_lora_folder(make())
+    result, report = combined([adapter, adapter], [0.5, -0.5])
+    assert {update.rank for update in result.updates.values()} == {1}
+    assert all(float(product(update).abs().max()) < 1e-12 for update in result.updates.values())
+    assert report["energy"] == 1.0
+
+
 def slow_ties(updates, weights, density):
     """Entry by entry, as the paper's algorithm has it."""
     trimmed = []
