@@ -41,6 +41,8 @@ class Setting:
     """Whether each row of a batch may use its own adapter."""
     replaces: bool = False
     """Whether the last of several active adapters runs alone."""
+    fits_any: bool = False
+    """Whether its tensors fit every model of the same width, so that their shapes tell bases apart no further."""
     in_place: bool = False
     """Whether it trains the base itself, and refuses what needs the base as it was."""
 
@@ -56,6 +58,13 @@ def two_bottlenecks(shape: str) -> list[str]:
         stir(model, seed)
         save(model, folder)
     return [str(folder) for folder in folders]
+
+
+READERS = ("llama", "gpt2", "t5", "bert", "mixtral")
+"""What reads tokens, and so can read virtual ones."""
+
+VIRTUAL: dict[str, Any] = {"starts_at_base": False, "leaves": 0.998, "merges": False, "host_level": False}
+"""What methods of virtual tokens have in common."""
 
 
 SETTINGS: dict[str, Setting] = {
@@ -74,6 +83,9 @@ SETTINGS: dict[str, Setting] = {
     "lora": Setting({"r": 4}, scalable=True),
     "mora": Setting({"r": 4}, scalable=True),
     "oft": Setting({"block_size": 8}, leaves=0.985),  # a rotation of weights near zero, as of BERT's head, does little
+    "p_tuning": Setting({"num_virtual_tokens": 4}, zoo=READERS, learning_rate=3e-2, fits_any=True, **VIRTUAL),
+    "prefix": Setting({"num_virtual_tokens": 4}, zoo=READERS, learning_rate=1e-1, **VIRTUAL),
+    "prompt": Setting({"num_virtual_tokens": 4}, zoo=READERS, learning_rate=1e-1, fits_any=True, **VIRTUAL),
     "qalora": Setting({"r": 4, "alpha": 8, "group_size": 4}, scalable=True),
     "reft": Setting({"r": 4, "first": 2, "last": 3}, merges=False, host_level=False),
     "vera": Setting({"r": 32}, scalable=True),
