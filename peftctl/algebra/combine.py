@@ -103,10 +103,11 @@ def dense(terms: Sequence[Term]) -> list[tuple[float, Callable[[], Tensor]]]:
 
 
 def averaged(adapters: Sequence[LoRAFolder], weights: Sequence[float]) -> dict[str, Tensor]:
-    """What the adapters trained whole, averaged by weight; all have the same, and what is equal keeps its bits."""
+    """What the adapters trained whole, averaged by weight; what is equal in all that have it keeps its bits."""
     total, found = sum(weights), {}
-    for name, tensor in adapters[0].others.items():
-        every = [adapter.others[name] for adapter in adapters]
+    for name in sorted(set().union(*(adapter.others for adapter in adapters))):
+        every = [adapter.others[name] for adapter in adapters if name in adapter.others]
+        tensor = every[0]
         if all(torch.equal(tensor, other) for other in every[1:]):
             found[name] = tensor
         else:
@@ -131,12 +132,15 @@ def refuse_unlike(adapters: Sequence[LoRAFolder], weights: Sequence[float]) -> N
                 problems.append(Problem(f"{place}: {key}: {said[0]}, in {first.place} {said[1]}"))
         hint = "combine adapters that train the same modules whole, or without `modules_to_save`"
         for name in sorted(first.others.keys() ^ other.others.keys()):
-            lacking = first if name in other.others else other
-            problems.append(Problem(f"{lacking.place}: `{name}`, trained whole in another, is missing", hint))
+            having, lacking = (other, first) if name in other.others else (first, other)
+            if not having.is_copy(name):
+                problems.append(Problem(f"{lacking.place}: `{name}`, trained whole in another, is missing", hint))
         for name in sorted(first.others.keys() & other.others.keys()):
             if first.others[name].shape != other.others[name].shape:
                 problems.append(Problem(f"{place}: `{name}` has another shape than in {first.place}", hint))
-    if first.others and sum(weights) <= 0:
+            elif first.is_copy(name) and not torch.equal(first.others[name], other.others[name]):
+                problems.append(Problem(f"{place}: `{name}` is of another base than in {first.place}"))
+    if any(not first.is_copy(name) for name in first.others) and sum(weights) <= 0:
         problems.append(Problem("weights: modules trained whole need weights whose sum is above 0"))
     if problems:
         raise AdapterError.of(problems)

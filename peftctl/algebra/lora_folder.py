@@ -75,13 +75,19 @@ class LoRAFolder:
     updates: dict[str, Update]
     """By the name of the module."""
     others: dict[str, Tensor] = field(default_factory=dict)
-    """By their names on disk, without `base_model.model.`: biases, modules trained whole, rows of tokens."""
+    """By their names on disk, without `base_model.model.`: biases, modules trained whole, rows of tokens, copies of the
+    base's own embeddings."""
 
     @property
     def base(self) -> str | None:
         """The name of its base model."""
         name = self.config.get("base_model_name_or_path")
         return str(name) if name else None
+
+    def is_copy(self, name: str) -> bool:
+        """Whether `name`, one of `others`, is a matrix of the base that PEFT has written beside: nothing trained."""
+        saved = self.config.get("modules_to_save") or []
+        return name.endswith(BASE_COPIES) and not any(under(name, entry) for entry in saved)
 
 
 def read_lora_folder(place: str | Path) -> LoRAFolder:
@@ -90,7 +96,10 @@ def read_lora_folder(place: str | Path) -> LoRAFolder:
     config, where = read_config(folder), str(folder / CONFIG)
     cls = method_of(config, where)
     if cls is not LoRA:
-        raise AdapterError(f"{folder}: `{cls.__name__}` is no plain LoRA", "`peftctl adapters convert` makes one of it")
+        raise AdapterError(
+            f"{folder}: `{cls.__module__.rpartition('.')[2]}` is no plain LoRA",
+            "`peftctl adapters convert` makes one of it",
+        )
     method = LoRA.from_peft(config, shapes(folder), where)
     tensors = read_tensors(folder, method)
     file = folder / WEIGHTS

@@ -109,7 +109,7 @@ def check_bases(adapters: Sequence[LoRAFolder], listen: Listen) -> None:
         if any(mine[key] != theirs[key] for key in known):
             text = f"{other.place}: trained on another base than {first.place}"
             raise AdapterError(text, "only adapters of one base can be combined")
-        if not known and first.base != other.base:
+        if not known and first.base and other.base and first.base != other.base:
             text = f"{other.place}: its base is `{other.base}`, that of {first.place} is `{first.base}`"
             listen({"event": "warning", "text": text, "hint": "right only when both names mean the same model"})
 

@@ -169,6 +169,20 @@ def test_modules_trained_whole_are_averaged_by_weight(make, tmp_path):
     peft.PeftModel.from_pretrained(build("bert"), tmp_path / "sum")
 
 
+def test_copies_of_the_base_come_along_and_must_be_of_one_base(make, tmp_path):
+    copy = "lm_head.base_layer.weight"
+    with_copy, plain = (read_lora_folder(make(seed, target_modules=["lm_head", "q_proj"])) for seed in range(2))
+    with_copy.others[copy] = build("llama").lm_head.weight.detach()
+    for pair in ((with_copy, plain), (plain, with_copy)):
+        result, _ = combined(pair, [1.0, -1.0])
+        assert torch.equal(result.others[copy], with_copy.others[copy])
+    write_lora_folder(combined((plain, with_copy), [0.5, 0.5])[0], tmp_path / "sum")
+    peftctl.load(build("llama"), tmp_path / "sum")
+    plain.others[copy] = with_copy.others[copy] + 1
+    with pytest.raises(AdapterError, match=f"`{copy}` is of another base than in"):
+        combined([with_copy, plain], [0.5, 0.5])
+
+
 def test_adapters_that_cannot_be_one_are_refused_with_every_reason(make):
     whole = read_lora_folder(make(0, shape="bert", modules_to_save=["classifier"]))
     other = read_lora_folder(make(1, shape="bert", bias="lora_only"))
