@@ -96,6 +96,12 @@ class Virtual(Widening):
         self.encoder.train(training)
         return {"prompt_embeddings": vectors}
 
+    def continue_from(self, earlier: Adapter) -> None:
+        if isinstance(earlier, Virtual) and self.encoder is not None and earlier.encoder is None:
+            text = "it has the vectors alone, not the network that made them"
+            raise AdapterError(text, "train the vectors themselves: `encoder: none`, or `projection: false`")
+        super().continue_from(earlier)
+
     def private(self) -> dict[str, Tensor]:
         return {} if self.encoder is None else self.state_dict(keep_vars=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -346,3 +347,10 @@ def test_a_tokenizer_of_nothing_is_refused():
     sample = Sample(lambda text: {"input_ids": []}, lambda: iter(()), sft.loss)
     with pytest.raises(AdapterError, match="init_text"):
         peftctl.attach(build("llama"), told, sample=sample)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_the_forward_keeps_its_signature(method):
+    model = build("llama")
+    before = inspect.signature(model.forward)
+    assert inspect.signature(peftctl.attach(model, made(method)).forward) == before

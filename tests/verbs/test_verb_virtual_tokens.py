@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import tiny_chat
+import torch
+from safetensors.torch import load_file
 
 import peftctl
 from peftctl.training.journal import Journal
@@ -87,5 +89,19 @@ def test_training_goes_on_from_a_folder_of_hf_peft(made: Callable[..., Any], tmp
     flat = {"type": "p_tuning", "num_virtual_tokens": 4, "encoder": "none"}
     more = made() | {"method": {**flat, "init_from": str(tmp_path / "first/adapter")}}
     peftctl.train(more, output=tmp_path / "second")
+    wrong = made() | {"method": {**METHODS["mlp"], "init_from": str(tmp_path / "first/adapter")}}
+    with pytest.raises(peftctl.PeftctlError, match="not the network") as caught:
+        peftctl.train(wrong, output=tmp_path / "third")
+    assert "encoder: none" in str(caught.value.problems[0].hint)
     losses = [[e["loss"] for e in tiny_chat.steps(tmp_path / run)] for run in ("first", "second")]
     assert losses[1][0] != losses[0][0]
+
+
+def test_a_network_is_gone_on_with(made: Callable[..., Any], tmp_path: Path):
+    peftctl.train(made() | {"method": METHODS["lstm"]}, output=tmp_path / "first")
+    more = {**METHODS["lstm"], "init_from": str(tmp_path / "first/adapter")}
+    quiet = made(trainer={"learning_rate": 1e-12}) | {"method": more}
+    peftctl.train(quiet, output=tmp_path / "second")
+    first, second = (load_file(tmp_path / run / "adapter/resume.safetensors") for run in ("first", "second"))
+    assert first.keys() == second.keys()
+    assert all(torch.allclose(first[key], second[key]) for key in first)
