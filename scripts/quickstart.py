@@ -44,7 +44,7 @@ def main() -> None:
     run, merged = f"{HOME}/run", f"{HOME}/merged"
 
     exact = "model.dtype=float32"  # in bfloat16 rounding decides about a tweet or two
-    trained = peftctl("train", "smollm2-lora", base, "trainer.steps=80", "--output", run)
+    trained = peftctl("train", "smollm2-lora", base, "--output", run)
     figures = peftctl("eval", run, exact)["figures"]
     report = peftctl("merge", run, "--output", merged)
     after = ["smollm2-lora", f"model.name_or_path={merged}", exact, f"output={HOME}/merged-eval"]

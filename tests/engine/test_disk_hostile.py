@@ -67,8 +67,12 @@ def test_a_wrong_value_is_named_by_its_key(key, value, folder, model):
     told = {
         "['lm_head']": "`base_model.model.lm_head.weight` is missing",
         "{'q_proj': 9}": "has rank 4, the config says 9",
+        "[1, 2]": "trainable_tokens_delta` is missing",
+        "{'embed_tokens': [1]}": "trainable_tokens_delta` is missing",
+        "IA3": "is not supported",  # every key of LoRA's
     }
-    assert all(told.get(str(value), key) in text for text in problems)
+    expected = "lora_magnitude_vector` is missing" if key == "use_dora" else told.get(str(value), key)
+    assert all(expected in text for text in problems)
     assert all(len(text) < 600 and text.isprintable() for text in problems)
 
 
@@ -82,11 +86,11 @@ def test_what_json_should_not_hold(key, number, folder, model):
 
 
 def test_all_wrong_keys_are_told_at_once(folder, model):
-    configure(folder, r="x", lora_alpha="y", lora_dropout=2, bias="z", use_dora=True, init_lora_weights="pissa")
+    configure(folder, r="x", lora_alpha="y", lora_dropout=2, bias="z", lora_bias=True, init_lora_weights="pissa")
     problems = refused(model, folder)
     for key in ("r", "lora_alpha", "lora_dropout", "bias", "init_lora_weights"):
         assert sum(f"{CONFIG}: {key}: " in text for text in problems) == 1
-    assert any("use_dora: `True` is not supported" in text for text in problems)
+    assert any("lora_bias: `True` is not supported" in text for text in problems)
 
 
 CATASTROPHES = {
