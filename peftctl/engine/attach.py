@@ -160,14 +160,14 @@ def refuse_without_base(model: nn.Module, place: str) -> None:
 def bare(model: nn.Module) -> Iterator[nn.Module]:
     """The base model alone: no adapter acts inside this context. Raises AdapterError when it was trained in place."""
     refuse_without_base(model, "bare")
-    before = [(stack, stack.active) for _, _, stack in stacks(model)]
+    before = [(stack, stack.active, stack.rows) for _, _, stack in stacks(model)]
     try:
-        for stack, _ in before:
-            stack.active = ()
+        for stack, _, _ in before:
+            stack.active, stack.rows = (), None
         yield model
     finally:
-        for stack, active in before:
-            stack.active = active
+        for stack, active, rows in before:
+            stack.active, stack.rows = active, rows
 
 
 def detach(model: nn.Module, name: str = "default") -> nn.Module:

@@ -103,3 +103,16 @@ def test_a_block_cannot_take_rows_apart():
     model = peftctl.attach(build("llama"), peftctl.METHODS["lora"](modules_to_save=["mlp"]), "a")
     with pytest.raises(AdapterError, match=r"`model\.layers\.0\.mlp`, which has parts"), peftctl.rows(model, ["a"]):
         pass
+
+
+@torch.no_grad()
+def test_the_base_alone_inside_the_context():
+    model = two_adapters("lora")
+    with peftctl.bare(model):
+        base = model(**inputs(model, rows=2)).logits
+    with peftctl.rows(model, ["a", "b"]):
+        together = model(**inputs(model, rows=2)).logits
+        with peftctl.bare(model):
+            torch.testing.assert_close(model(**inputs(model, rows=2)).logits, base, rtol=0, atol=0)
+        torch.testing.assert_close(model(**inputs(model, rows=2)).logits, together, rtol=0, atol=0)
+    assert not torch.allclose(together, base, atol=1e-3)
