@@ -112,12 +112,6 @@ def fitting(model: nn.Module, folder: Path) -> tuple[Method, list[dict[str, Tens
     return method, [read(model, folder / file, want) for file, want in zip(FILES, wanted, strict=True)]
 
 
-def read_into(model: nn.Module, folder: str | Path, name: str = "default") -> None:
-    """Fill the attached adapter `name` with the tensors in `folder`; names, shapes and values must be right."""
-    wanted = [sizes(part(adapters_of(model, name))) for part in (on_disk, beside)]
-    fill(model, name, [read(model, Path(folder) / file, want) for file, want in zip(FILES, wanted, strict=True)])
-
-
 @torch.no_grad()
 def fill(model: nn.Module, name: str, values: Sequence[Mapping[str, Tensor]]) -> None:
     """Write `values`, of both files by the names there, into the adapter `name`."""

@@ -8,7 +8,7 @@ from tiny import build, inputs, logits
 import peftctl
 from peftctl.algebra.lora_folder import read_lora_folder, write_lora_folder
 from peftctl.algebra.resize import resized
-from peftctl.engine.disk import read_into
+from peftctl.engine.disk import fill, fitting
 
 FIELDS = {
     "plain": {},
@@ -41,7 +41,7 @@ def test_every_new_rank_can_learn(make, tmp_path):
     grown, _ = write(make(target_modules=["q_proj", "embed_tokens"]), 6, tmp_path)
     method = peftctl.METHODS["lora"](r=6, alpha=12, target_modules=["q_proj", "embed_tokens"])
     model = peftctl.attach(build("llama"), method)
-    read_into(model, grown)
+    fill(model, "default", fitting(model, grown)[1])
     batch = inputs(model)
     model(**batch, labels=batch["input_ids"]).loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
