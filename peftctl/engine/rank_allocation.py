@@ -37,8 +37,10 @@ def gradient_ranks(model: nn.Module, probe: Method, sample: Sample, r: int) -> d
         for site, adapter in adapters_of(model, PROBE).items()
         if isinstance(adapter, LowRank)
     }
-    found = gains(model, PROBE, sample)
-    detach(model, PROBE)
+    try:
+        found = gains(model, PROBE, sample)
+    finally:
+        detach(model, PROBE)
     return allocated(found, costs, r)
 
 

@@ -82,6 +82,18 @@ def test_a_planned_method_keeps_scale_and_budget_and_touches_nothing():
     assert 0.9 * even < sum(p.numel() for p in model.parameters() if p.requires_grad) <= even
 
 
+def test_a_look_at_the_data_that_fails_leaves_nothing_attached(monkeypatch):
+    def broken(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    model, method = build("llama"), LORA(r=4, rank_allocation="gradient")
+    monkeypatch.setattr(rank_allocation, "gains", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        method.planned(model, sample_for(model))
+    assert not methods(model)
+    assert not any("adapters" in name for name, _ in model.named_modules())
+
+
 def test_what_cannot_be_is_said():
     with pytest.raises(AdapterError, match="rank_allocation"):
         attach(build("llama"), LORA(rank_allocation="gradient"))
