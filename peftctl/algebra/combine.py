@@ -119,12 +119,15 @@ def averaged(adapters: Sequence[LoRAFolder], weights: Sequence[float]) -> dict[s
 def refuse_unlike(adapters: Sequence[LoRAFolder], weights: Sequence[float]) -> None:
     """Raise AdapterError, with every reason, for adapters that cannot be one."""
     first, problems = adapters[0], []
+    updating = {site: a for a in reversed(adapters) for site in a.updates}  # the first that has it
+    holding = {name: a for a in reversed(adapters) for name in a.others}
     for other in adapters[1:]:
         place = str(other.place)
-        for site in sorted(first.updates.keys() & other.updates.keys()):
-            mine, theirs = first.updates[site], other.updates[site]
+        for site in sorted(other.updates):
+            having = updating[site]
+            mine, theirs = having.updates[site], other.updates[site]
             if (mine.shape, mine.leaves, mine.kernel) != (theirs.shape, theirs.leaves, theirs.kernel):
-                text = f"{place}: `{site}` is {list(theirs.shape)}, in {first.place} {list(mine.shape)}"
+                text = f"{place}: `{site}` is {list(theirs.shape)}, in {having.place} {list(mine.shape)}"
                 problems.append(Problem(text, "adapters of one base only can be combined"))
         for key in AGREE:
             if (first.config.get(key) or None) != (other.config.get(key) or None):
@@ -135,11 +138,12 @@ def refuse_unlike(adapters: Sequence[LoRAFolder], weights: Sequence[float]) -> N
             having, lacking = (other, first) if name in other.others else (first, other)
             if not having.is_copy(name):
                 problems.append(Problem(f"{lacking.place}: `{name}`, trained whole in another, is missing", hint))
-        for name in sorted(first.others.keys() & other.others.keys()):
-            if first.others[name].shape != other.others[name].shape:
-                problems.append(Problem(f"{place}: `{name}` has another shape than in {first.place}", hint))
-            elif first.is_copy(name) and not torch.equal(first.others[name], other.others[name]):
-                problems.append(Problem(f"{place}: `{name}` is of another base than in {first.place}"))
+        for name in sorted(other.others):
+            having = holding[name]
+            if having.others[name].shape != other.others[name].shape:
+                problems.append(Problem(f"{place}: `{name}` has another shape than in {having.place}", hint))
+            elif having.is_copy(name) and not torch.equal(having.others[name], other.others[name]):
+                problems.append(Problem(f"{place}: `{name}` is of another base than in {having.place}"))
     if any(not first.is_copy(name) for name in first.others) and sum(weights) <= 0:
         problems.append(Problem("weights: modules trained whole need weights whose sum is above 0"))
     if problems:

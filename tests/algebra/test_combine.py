@@ -199,3 +199,18 @@ def test_adapters_that_cannot_be_one_are_refused_with_every_reason(make):
         combined([read_lora_folder(make(3, target_modules=["k_proj"])), llama], [0.5, 0.5])
     with pytest.raises(AdapterError, match="whose sum is above 0"):
         combined([whole, whole], [1.0, -1.0])
+
+
+def test_what_the_first_adapter_lacks_has_to_agree_among_the_others(make):
+    site, copy = "model.layers.0.self_attn.k_proj", "lm_head.base_layer.weight"
+    first, second, third = (read_lora_folder(make(seed, target_modules=["lm_head", "q_proj"])) for seed in range(3))
+    second.others[copy] = build("llama").lm_head.weight.detach()
+    third.others[copy] = second.others[copy] + 1
+    Update = type(next(iter(first.updates.values())))
+    second.updates[site] = Update(torch.randn(4, 32), torch.randn(16, 4))
+    third.updates[site] = Update(torch.randn(4, 40), torch.randn(16, 4))
+    with pytest.raises(AdapterError) as caught:
+        combined([first, second, third], [0.4, 0.3, 0.3])
+    texts = [text for text, _ in caught.value.problems]
+    assert any(f"`{copy}` is of another base than in {second.place}" in text for text in texts)
+    assert any(f"`{site}` is [16, 40], in {second.place} [16, 32]" in text for text in texts)
