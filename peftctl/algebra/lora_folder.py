@@ -104,6 +104,9 @@ def read_lora_folder(place: str | Path) -> LoRAFolder:
     tensors = read_tensors(folder, method)
     file = folder / WEIGHTS
     updates = {site: taken(tensors, site, method.scale(site), file) for site in method.target_modules}
+    if rest := [name for name in sorted(tensors) if name.endswith((*LINEAR, *EMBEDDING))]:
+        text = f"{file}: `{{}}` is not part of this adapter"
+        raise AdapterError.of([Problem(text.format(shown(name, LONGEST))) for name in rest])
     return LoRAFolder(folder, config, updates, tensors)
 
 

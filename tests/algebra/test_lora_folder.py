@@ -94,3 +94,13 @@ def test_what_says_which_base_it_is_of_comes_along(make, tmp_path):
     write_lora_folder(read_lora_folder(folder), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "peftctl.json").read_text()) == {"base": {"weights": "x"}}
     assert not (tmp_path / "out" / "README.md").exists()
+
+
+@pytest.mark.parametrize("leaf", ["lora_embedding_B", "inner.lora_B.weight"])
+def test_factors_that_belong_to_no_update_are_refused(make, leaf):
+    folder = make()
+    file = folder / "adapter_model.safetensors"
+    name = f"model.layers.0.self_attn.q_proj.{leaf}"
+    save_file(load_file(file) | {f"base_model.model.{name}": torch.zeros(2, 4)}, file)
+    with pytest.raises(AdapterError, match=f"`{name}` is not part of this adapter"):
+        read_lora_folder(folder)
