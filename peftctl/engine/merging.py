@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from peftctl.engine.adapter import Adapter, Stack
-from peftctl.engine.attach import activate, methods, put, stacks, take_off
+from peftctl.engine.attach import methods, put, stacks, take_off
 from peftctl.engine.hosts import is_quantised
 from peftctl.engine.method import Method
 from peftctl.errors import AdapterError, NotMergeable, Problem
@@ -25,7 +25,8 @@ class Kept(NamedTuple):
     adapters: list[tuple[str, str, Adapter]]
     """Host, adapter name, adapter; in the order of their stacks."""
     methods: dict[str, Method]
-    active: dict[str, float]
+    active: dict[str, tuple[str, ...]]
+    """Host -> its active adapters, in order."""
     tied: bool
 
 
@@ -71,14 +72,16 @@ def unmerge(model: nn.Module) -> nn.Module:
         model.config.tie_word_embeddings = True  # type: ignore[union-attr]
     for site, name, adapter in before.adapters:
         put(model.get_submodule(site), adapter, name)
+    for site, _, stack in stacks(model):
+        stack.active = before.active[site]
     vars(model)["peft_methods"] = before.methods
-    return activate(model, before.active)
+    return model
 
 
 def kept(model: nn.Module, names: Iterable[str]) -> Kept:
     """What merging replaces: the parameters `names`, every adapter, and which of them are active."""
     adapters = [(site, name, stack[name]) for site, _, stack in stacks(model) for name in stack]
-    active = {name: adapter.strength for site, _, stack in stacks(model) for name, adapter in chosen(stack)}
+    active = {site: stack.active for site, _, stack in stacks(model)}
     tied = bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False))
     parameters = {name: model.get_parameter(name) for name in names}
     return Kept(parameters, adapters, methods(model), active, tied)  # type: ignore[arg-type]

@@ -73,3 +73,14 @@ def test_adapters_attached_since_come_off_first():
         peftctl.unmerge(model)
     peftctl.detach(model, "later")
     assert list(stacks(peftctl.unmerge(model)))
+
+
+def test_unmerge_keeps_the_order_in_which_adapters_act():
+    model = build("llama")
+    for seed, (name, targets) in enumerate({"a": ["v_proj"], "b": ["q_proj", "v_proj"]}.items()):
+        peftctl.attach(model, peftctl.METHODS["ia3"](target_modules=targets, feedforward_modules=[]), name)
+        stir(model, seed)
+    peftctl.activate(model, ["a", "b"])
+    orders = [stack.active for _, _, stack in stacks(model)]
+    peftctl.unmerge(peftctl.merge(model, keep=True))
+    assert [stack.active for _, _, stack in stacks(model)] == orders
