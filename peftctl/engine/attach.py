@@ -44,6 +44,7 @@ def attach(model: nn.Module, method: Method, name: str = "default", sample: Samp
     method = method.planned(model, sample)
     sites = method.sites(model)
     adapters = method.build(model, sites)
+    before, were = [(stack, stack.active) for _, _, stack in stacks(model)], trained(model)
     for parameter in model.parameters():  # earlier adapters rest too: the new one is what is trained
         parameter.requires_grad_(method.in_place)
     for site, adapter in zip(sites, adapters, strict=True):
@@ -52,8 +53,12 @@ def attach(model: nn.Module, method: Method, name: str = "default", sample: Samp
     activate(model, [name])
     try:
         method.start(model, name, sample)
-    except AdapterError:
-        detach(model, name)
+    except BaseException:
+        take_off(model, name)
+        for stack, active in before:
+            stack.active = active
+        for parameter in were.values():
+            parameter.requires_grad_(True)
         raise
     return model
 

@@ -11,7 +11,7 @@ from tiny import build, greedy, inputs, logits, stir
 from torch import nn
 
 import peftctl
-from peftctl.engine.attach import adapters_of, stacks, trained
+from peftctl.engine.attach import adapters_of, methods, stacks, trained
 from peftctl.errors import AdapterError
 
 
@@ -229,3 +229,13 @@ def test_heads_in_four_bits_cannot_be_trained():
     model.lm_head.__class__ = Linear4bit
     with pytest.raises(AdapterError, match="stored in 4 or 8 bits cannot be trained"):
         peftctl.attach(model, lora(modules_to_save=["lm_head"]))
+
+
+def test_a_start_that_fails_leaves_earlier_adapters_as_they_were():
+    model = peftctl.attach(build("llama"), peftctl.METHODS["lora"](r=2), "a")
+    active, trainable = [stack.active for _, _, stack in stacks(model)], set(trained(model))
+    with pytest.raises(AdapterError, match="`eva` needs rows"):
+        peftctl.attach(model, peftctl.METHODS["lora"](r=2, init_weights="eva"), "b")
+    assert set(methods(model)) == {"a"}
+    assert [stack.active for _, _, stack in stacks(model)] == active
+    assert set(trained(model)) == trainable
