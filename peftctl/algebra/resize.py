@@ -45,7 +45,7 @@ def shrunk(update: Update, r: int) -> tuple[Update, Cut]:
     """The best approximation of rank `r`, at the same scale."""
     cut = reduced(update.factors(), r)
     A, B = padded(cut.factors.A, cut.factors.B, r)
-    root = math.sqrt(update.scale)
+    root = math.sqrt(update.scale) or 1.0  # a scale of zero, as a stranger's alpha may be, stays one
     return replace(update, A=A / root, B=B / root), cut
 
 

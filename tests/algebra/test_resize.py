@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import peft
 import pytest
 import torch
@@ -101,3 +103,11 @@ def test_gpt2_convolutions_of_its_own_kind_and_biases_and_heads_come_along(make,
     grown, _ = write(folder, 9, tmp_path)
     theirs = peft.PeftModel.from_pretrained(build("gpt2"), grown).eval()
     torch.testing.assert_close(logits(theirs), logits(peftctl.load(build("gpt2"), folder)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_scale_of_zero_stays_one(make, tmp_path):
+    folder = make()
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 0}))
+    write_lora_folder(resized(read_lora_folder(folder), 2)[0], tmp_path / "small")
+    assert torch.equal(logits(peftctl.load(build("llama"), tmp_path / "small")), logits(build("llama")))
