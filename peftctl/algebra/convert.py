@@ -70,7 +70,8 @@ def converted(
     bias, biases = biases_of(own, stored, weights)
     config = read_config(folder)
     result = described(
-        {key: config[key] for key in (*COMMON, "fan_in_fan_out") if key in config},
+        {key: config[key] for key in COMMON if key in config}
+        | {"fan_in_fan_out": any(hosts.kind(adapter.host) == "Conv1D" for adapter in own.values())},
         updates,
         bias="all" if any(isinstance(adapter, Bias) for adapter in adapters.values()) else bias,
         modules_to_save=sorted(getattr(method, "modules_to_save", [])) or None,
@@ -84,7 +85,7 @@ def refuse_others(folder: Path, method: Method, adapters: Mapping[str, Adapter])
     own = [adapter for adapter in adapters.values() if not isinstance(adapter, CARRIED)]
     if not own or not all(is_update(adapter) for adapter in own):
         text = f"{folder}: `{name_of(method)}` is no update of linears and embeddings, so no LoRA can stand for it"
-        raise NotMergeable(text, f"merges: {method.merges}")
+        raise NotMergeable(text, f"`peftctl methods {name_of(method)}` says what it is")
 
 
 def is_update(adapter: Adapter) -> bool:

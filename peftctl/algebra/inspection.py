@@ -12,6 +12,7 @@ from torch import Tensor
 from peftctl.algebra.lora_folder import Update, read_lora_folder
 from peftctl.algebra.settings import changed, method_in
 from peftctl.config.write import dump
+from peftctl.engine.anatomy import under
 from peftctl.engine.disk import BASE_COPIES, ECHO, WEIGHTS, header
 from peftctl.engine.method import Method, name_of
 from peftctl.engine.peft_config import read_config
@@ -25,7 +26,12 @@ def inspected(folder: Path) -> dict[str, Any]:
     """The facts of the adapter in `folder`. Raises AdapterError for a damaged one."""
     method, config = method_in(folder), read_config(folder)
     stored = {key: entry for key, entry in header(folder / WEIGHTS).items() if not ECHO.fullmatch(key)}
-    own = {key: entry for key, entry in stored.items() if not key.endswith(BASE_COPIES)}
+    trained = (*getattr(method, "modules_to_save", []), *getattr(method, "modules", []))
+    own = {
+        key: entry
+        for key, entry in stored.items()
+        if method.in_place or not key.endswith(BASE_COPIES) or any(under(key, name) for name in trained)
+    }
     found: dict[str, Any] = {
         "path": str(folder),
         "method": name_of(method),

@@ -206,10 +206,11 @@ def validate(
     """Check recipes without running them. Every mistake is told with its place."""
     from peftctl.recipe import read
 
+    changes = [word for word in recipes if "=" in word and not Path(word).exists()]
     found: dict[str, Sequence[Problem]] = {}
-    for name in recipes:
+    for name in [word for word in recipes if word not in changes] or recipes:
         try:
-            read(name, [])
+            read(name, changes)
             found[name] = ()
         except PeftctlError as error:
             found[name] = error.problems

@@ -16,6 +16,9 @@ Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
 """A whole number of at least zero."""
 
+Seed = Annotated[int, Ge(0), Le(2**63)]
+"""What torch's generators can be seeded with."""
+
 Positive = Annotated[float, Gt(0)]
 """A number above zero."""
 

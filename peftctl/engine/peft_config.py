@@ -118,7 +118,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not folder.is_dir():
             raise AdapterError(f"{folder}: no such adapter folder")
         if not path.is_file():
-            raise AdapterError(f"{folder}: no adapter here: `{CONFIG}` is missing")
+            inside = folder / "adapter"
+            hint = f"that of this run is `{inside}`" if (inside / CONFIG).is_file() else None
+            raise AdapterError(f"{folder}: no adapter here: `{CONFIG}` is missing", hint)
         if path.stat().st_size > 1 << 20:
             raise AdapterError(f"{path}: larger than 1 MB, which no adapter needs")
         text = path.read_bytes()

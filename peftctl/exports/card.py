@@ -22,6 +22,7 @@ LOCAL = re.compile(r"[/~.\\]|[A-Za-z]:[/\\]")
 MARKS = re.compile(r"[\\\[\]<>*_!#|~&]")
 """What Markdown takes for markup; a backtick alone opens no more than a span of code."""
 HERE = "path/to/this/folder"
+GGUF = ".gguf"
 VLLM_RANK = 16
 """The largest rank that vLLM serves unless told otherwise."""
 
@@ -83,8 +84,7 @@ def header(base: str, library: str) -> str:
 
 def adapter_use(base: str, method: str, recipe: Any) -> list[str]:
     """How peft, transformers and, for what it can serve, vLLM load the adapter."""
-    name = json.dumps(base, ensure_ascii=False)
-    load = f"AutoModelForCausalLM.from_pretrained({name})"
+    load = loading(base)
     parts = [
         "With peft:",
         fenced(
@@ -95,7 +95,7 @@ def adapter_use(base: str, method: str, recipe: Any) -> list[str]:
         "With transformers, where peft is installed:",
         fenced(f'model = {load}\nmodel.load_adapter("{HERE}")', "python"),
     ]
-    if not method.lower().startswith("`lora`"):  # our key of it, or PEFT's
+    if not method.lower().startswith("`lora`") or base.endswith(GGUF):  # our key of it, or PEFT's
         return parts
     fields = recipe.get("method") if isinstance(recipe, dict) else None
     rank = fields.get("r") if isinstance(fields, dict) else None
@@ -104,12 +104,19 @@ def adapter_use(base: str, method: str, recipe: Any) -> list[str]:
     return [*parts, "With vLLM:", fenced(serve, "sh")]
 
 
+def loading(base: str) -> str:
+    """The Python expression that loads the base with transformers."""
+    name = json.dumps(base, ensure_ascii=False)
+    if base.endswith(GGUF):
+        return f'AutoModelForCausalLM.from_pretrained("path/to/its/folder", gguf_file={name})'
+    return f"AutoModelForCausalLM.from_pretrained({name})"
+
+
 def own_use(base: str) -> list[str]:
     """How to load an adapter of a method that HF PEFT does not have."""
-    name = json.dumps(base, ensure_ascii=False)
     code = (
         "import peftctl\nfrom transformers import AutoModelForCausalLM\n\n"
-        f'model = peftctl.load(AutoModelForCausalLM.from_pretrained({name}), "{HERE}")'
+        f'model = peftctl.load({loading(base)}, "{HERE}")'
     )
     return ["With peftctl; HF PEFT has no such method:", fenced(code, "python")]
 

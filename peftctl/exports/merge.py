@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from peftctl.engine.attach import methods
-from peftctl.engine.method import name_of
+from peftctl.engine.method import Method, name_of
 from peftctl.errors import NotMergeable, RunError, StorageError
 from peftctl.exports.companions import copy_companions, write_config
 from peftctl.exports.dequantise import Dequantised, Quantised, linears
@@ -88,6 +88,7 @@ def merge(
     before, identity = merged_before(base, place), digest(adapter)
     refuse_twice(identity, before, place)
     load(model, adapter, NAME)
+    refuse_unmergeable(methods(model)[NAME], adapter)
     if into == "base" and methods(model)[NAME].needs_quantised:
         text = "export.into: `base`: this adapter makes up for the quantisation that it was trained on"
         raise NotMergeable(text, "merge the run that made it, `--into dequantised`")
@@ -178,3 +179,10 @@ def refuse_full(folder: Path, output: Path, size: int) -> None:
             f"{output}: the merged model takes {size / GB:.1f} GB, {free / GB:.1f} GB are free",
             "free some space, or choose another place with `--output`",
         )
+
+
+def refuse_unmergeable(method: Method, adapter: Path) -> None:
+    """Raise NotMergeable, with the reason, for a method that is more than a change of weights."""
+    if method.merges.startswith("not: "):
+        text = f"{adapter}: `{name_of(method)}` does not merge: {method.merges.removeprefix('not: ')}"
+        raise NotMergeable(text, "use the adapter as it is: `peftctl export --format peft`")

@@ -87,6 +87,9 @@ class DeltaLoRA(LoRA):
     """K: the weight rests until after this many optimizer steps, and the one after them."""
 
     paper: ClassVar[str] = "Zi et al. 2023, arXiv:2309.02411"
+    clashes: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "method.init_from": ("what it saves is a plain LoRA", "go on from that with `type: lora`")
+    }
     adapts: ClassVar[tuple[type[nn.Module], ...]] = ()
 
     def __post_init__(self) -> None:

@@ -150,7 +150,11 @@ class Fusion(Targeted):
         ]
 
     def penalty(self, model: nn.Module) -> Tensor | float:
-        return self.regularization * sum(m.distance() for m in model.modules() if isinstance(m, Fuse))
+        learning = [m for m in model.modules() if isinstance(m, Fuse) and any(p.requires_grad for p in m.parameters())]
+        if not learning:
+            return 0.0
+        device = next(learning[0].parameters()).device
+        return self.regularization * torch.stack([fuse.distance().to(device) for fuse in learning]).sum()
 
     def peft_config(self, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
         fused = {name: adapter for name, adapter in adapters.items() if isinstance(adapter, Fuse)}

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peftctl.config.block import Count, Natural, Positive, Probability
+from peftctl.config.block import Count, Positive, Probability, Seed
 from peftctl.config.quote import quoted
 from peftctl.engine import hosts
 from peftctl.engine.adapter import Adapter
@@ -91,7 +91,7 @@ class VeRA(Biased):
     """What every entry of d starts at."""
     dropout: Probability = 0.0
     """Fraction of the adapter's inputs dropped in training."""
-    projection_prng_key: Natural = 0
+    projection_prng_key: Seed = 0
     """Seed of A and B."""
     save_projection: bool = True
     """Save A and B with the adapter; without them it is smaller, and loads right where torch draws the same numbers."""
@@ -130,7 +130,7 @@ class VeRA(Biased):
         read = Reader(config, place)
         read.supported(VERA, set(VERA))
         ranks = {key.removesuffix(D): shape[0] if shape else 0 for key, shape in shapes.items() if key.endswith(D)}
-        r = read.count("r", VERA["r"])
+        r = read.count("r", VERA["r"], most=MOST_RANKS)
         method = cls(
             r=r,
             d_initial=read.number("d_initial", VERA["d_initial"]),
@@ -143,12 +143,16 @@ class VeRA(Biased):
         )
         if not ranks:
             read.wrong("peft_type", "the tensor file beside it holds no VeRA")
+        read.done()
         for name, rank in ranks.items():
             if rank != r:
                 read.wrong("r", f"{quoted(name)} has rank {rank}, the config says {r}")
         read.done()
         return method
 
+
+MOST_RANKS = 1 << 14
+"""Of a folder that a stranger wrote: without A and B in it nothing else bounds their size."""
 
 D = ".vera_lambda_d"
 

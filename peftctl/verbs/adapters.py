@@ -102,8 +102,8 @@ def folder_of(target: str, listen: Listen) -> Path:
 
 def check_bases(adapters: Sequence[LoRAFolder], listen: Listen) -> None:
     """Raise AdapterError for adapters that remember different bases; warn of those that only name different ones."""
-    first = adapters[0]
-    for other in adapters[1:]:
+    first = next((adapter for adapter in adapters if remembered(adapter)), adapters[0])
+    for other in adapters:
         mine, theirs = remembered(first), remembered(other)
         known = [key for key in ("config", "weights") if key in mine and key in theirs]
         if any(mine[key] != theirs[key] for key in known):

@@ -83,7 +83,7 @@ class Plan:
         dtype = str(self.base.dtype).removeprefix("torch.")
         quantised = "" if recipe.model.quantization == "none" else f", weights in {recipe.model.quantization}"
         share = f"{self.trainable:,} of {self.total:,} parameters train ({self.trainable / self.total:.2%})"
-        held = f", {len(self.rows.eval.rows):,} to evaluate on" if self.rows.eval else ""
+        held = f", {len(self.rows.eval.rows[: recipe.eval.max_rows]):,} to evaluate on" if self.rows.eval else ""
         tokens = f"{train.tokens:,} tokens, {train.trained_tokens:,} trained"
         rate = trainer.learning_rate or method.learning_rate
         listen(
@@ -91,7 +91,7 @@ class Plan:
                 "event": "plan",
                 "rows": [
                     ["model", f"{recipe.model.name_or_path}, {dtype} on {self.base.device}{quantised}"],
-                    ["method", f"{method_name(method)} on {len(self.adapters)} modules: {share}"],
+                    ["method", f"{method_name(method)} on {counted(len(self.adapters))}: {share}"],
                     [
                         "data",
                         f"{len(train.rows):,} rows, {tokens}{held}",
@@ -104,3 +104,8 @@ class Plan:
         if details:
             rows = [[entry, str(count)] for entry, count in self.matches().items()]
             listen({"event": "table", "title": "adapted modules", "columns": ["target", "modules"], "rows": rows})
+
+
+def counted(modules: int) -> str:
+    """`1 module`, `14 modules`."""
+    return f"{modules:,} module{'' if modules == 1 else 's'}"

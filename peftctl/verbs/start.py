@@ -41,8 +41,11 @@ def start(
     if before:
         method = read_method(before)
     else:
-        planned = [method.planned(model, sample) if accelerator.is_main_process else method]
-        [method] = broadcast_object_list(planned) if accelerator.num_processes > 1 else planned
+        outcome = [plan(model, method, sample) if accelerator.is_main_process else method]
+        [planned] = broadcast_object_list(outcome) if accelerator.num_processes > 1 else outcome
+        if isinstance(planned, AdapterError):  # every process says so: none waits for the one that planned
+            raise planned
+        method = planned
     for part in method.folders:
         refuse_stranger(Path(part), base.folder, base.name)
     folder = None
@@ -57,6 +60,14 @@ def start(
         detach(model, EARLIER)
         tell_changes(folder, method, listen)
     return method
+
+
+def plan(model: nn.Module, method: Method, sample: Sample) -> Method | AdapterError:
+    """The method as it is to be attached, or why it cannot be."""
+    try:
+        return method.planned(model, sample)
+    except AdapterError as error:
+        return error
 
 
 def planned_record(planned: Method, method: Method) -> dict[str, Any]:
@@ -77,11 +88,16 @@ def continue_from(model: nn.Module, folder: Path) -> None:
     new, old = adapters_of(model, "default"), adapters_of(model, EARLIER)
     problems = [Problem(f"{folder}: `{site}` is adapted there and not here") for site in old.keys() - new.keys()]
     problems += [Problem(f"{folder}: `{site}` is adapted here and not there") for site in new.keys() - old.keys()]
-    for site in new.keys() & old.keys():
+    refused: dict[Problem, list[str]] = {}
+    for site in sorted(new.keys() & old.keys()):
         try:
             new[site].continue_from(old[site])
         except AdapterError as error:
-            problems += [Problem(f"{folder}: `{site}`: {text}", hint) for text, hint in error.problems]
+            for problem in error.problems:
+                refused.setdefault(problem, []).append(site)
+    for (text, hint), sites in refused.items():
+        more = f" and {len(sites) - 1} more" if len(sites) > 1 else ""
+        problems.append(Problem(f"{folder}: `{sites[0]}`{more}: {text}", hint))
     if methods(model)[EARLIER].needs_quantised != methods(model)["default"].needs_quantised:
         text = f"{folder}: made up for the quantisation of its base, which this run does not, or the other way round"
         problems.append(Problem(text, "`init_weights: loftq` says that it does"))

@@ -120,7 +120,7 @@ def run(
             method,
             recipe.trainer,
             rows.train.rows,
-            rows.eval.rows if rows.eval else [],
+            rows.eval.rows[: recipe.eval.max_rows] if rows.eval else [],
             accelerator=accelerator,
             pad_id=base.tokenizer.pad_token_id,
             seed=recipe.seed,

@@ -64,7 +64,7 @@ def test_the_update_of_a_method_that_leaves_the_weight_alone_is_not_rounded_agai
 def test_what_is_no_update_is_refused_with_the_reason(make, make_base, method):
     shape = "gpt2" if method == "bitfit" else "llama"
     folder = make(0, shape, method, **fields(method, shape))
-    with pytest.raises(NotMergeable, match=rf"`{method}` is no update of linears and embeddings.*; merges: (into|not)"):
+    with pytest.raises(NotMergeable, match=rf"`{method}` is no update of linears and embeddings.*; `peftctl methods"):
         converted(folder, make_base(shape), 4)
 
 

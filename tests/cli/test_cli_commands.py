@@ -77,6 +77,12 @@ def test_generate_takes_any_text(peftctl, verbs):
     assert verbs.generate.calls[0][0] == ("runs/x", "--json")
 
 
+def test_validate_lays_changes_over_every_recipe(peftctl, verbs):
+    session = peftctl("validate", "a.yaml", "method.r=4", "b.yaml", "seed=1")
+    assert session.out == "a.yaml: ok\nb.yaml: ok\n"
+    assert [call[0] for call in verbs.read.calls] == [(name, ["method.r=4", "seed=1"]) for name in ("a.yaml", "b.yaml")]
+
+
 def test_validate_tells_every_mistake_of_every_file(peftctl, verbs):
     mistakes = [Problem("b.yaml:1:1: seed: no", "yes"), Problem("b.yaml:2:1: model: no")]
 

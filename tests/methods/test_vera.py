@@ -123,3 +123,15 @@ def test_a_folder_that_contradicts_itself(changes, tensors, text, tmp_path):
     with pytest.raises(AdapterError, match=text):
         peftctl.load(model, tmp_path)
     assert not adapters_of(model)
+
+
+def test_a_folder_without_its_matrices_asks_for_no_large_ones(tmp_path):
+    model = peftctl.attach(build("llama"), VERA(r=4, save_projection=False))
+    peftctl.save(model, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"r": 10**6}))
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    wide = {key: torch.zeros(10**6) if key.endswith("lambda_d") else t for key, t in tensors.items()}
+    save_file(wide, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match="r: expected a number from 0 to 16384"):
+        peftctl.load(build("llama"), tmp_path)

@@ -163,9 +163,10 @@ def test_the_rank_may_grow_from_stage_to_stage(finished: Path, made: Callable[..
 
 def test_a_smaller_rank_and_other_modules_are_refused(finished: Path, made: Callable[..., Any], tmp_path: Path):
     method = {"init_from": str(finished / "adapter"), "r": 1}
-    with pytest.raises(peftctl.PeftctlError, match=r"rank \d there, 1 here") as caught:
+    told = r"` and 13 more: rank \d there, 1 here"
+    with pytest.raises(peftctl.PeftctlError, match=told) as caught:
         peftctl.train(made(method=method), output=tmp_path / "run")
-    assert len(caught.value.problems) == 14  # linears
+    assert len(caught.value.problems) == 1
     with pytest.raises(peftctl.PeftctlError, match="is adapted there and not here") as caught:
         peftctl.train(made(method=method | {"target_modules": ["q_proj"], "r": 8}), output=tmp_path / "run")
     assert len(caught.value.problems) == 12
@@ -178,3 +179,21 @@ def test_other_settings_than_where_it_started_are_told(finished: Path, made: Cal
     peftctl.train(made(method=method, trainer={"steps": 1}), output=tmp_path / "run", listen=said.append)
     [warning] = [event["text"] for event in said if event["event"] == "warning"]
     assert warning == f"{finished / 'adapter'}: made with other settings than this run's: `alpha` was 8, is 16"
+
+
+def test_a_run_folder_is_no_adapter_but_says_where_its_own_is(finished: Path, made: Callable[..., Any], tmp_path: Path):
+    with pytest.raises(peftctl.PeftctlError, match="no adapter here") as caught:
+        peftctl.train(made(method={"init_from": str(finished)}), output=tmp_path / "run")
+    assert caught.value.problems[0].hint == f"that of this run is `{finished / 'adapter'}`"
+
+
+def test_training_evaluates_on_as_many_rows_as_eval_says(made: Callable[..., Any], tmp_path: Path, data: Path):
+    said: list[Any] = []
+    peftctl.train(made(eval={"max_rows": 2}, trainer={"steps": 1}), output=tmp_path / "few", listen=said.append)
+    [plan] = [event for event in said if event["event"] == "plan"]
+    assert any("2 to evaluate on" in text for _, text in plan["rows"])
+    tiny_chat.write_rows(tmp_path / "two.jsonl", tiny_chat.chats(2, start=40))
+    two = made(dataset={"eval": str(tmp_path / "two.jsonl")}, trainer={"steps": 1})
+    peftctl.train(two, output=tmp_path / "two")
+    losses = [[e["loss"] for e in tiny_chat.journal(tmp_path / run) if e["event"] == "eval"] for run in ("few", "two")]
+    assert losses[0] == losses[1]
