@@ -11,6 +11,7 @@ from torch import nn
 from peftctl.data import template
 from peftctl.data.encode import Encoder
 from peftctl.data.formats import Chat, Message, Pair, Parsed
+from peftctl.engine.inputs import evaluating
 from peftctl.errors import DataError
 
 
@@ -52,9 +53,7 @@ def continuations(
     device = next(model.parameters()).device
     ids = [[tokenizer.pad_token_id] * (width - len(p)) + list(p) for p in prompts]
     mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         out = model.generate(  # type: ignore[operator]
             input_ids=torch.tensor(ids, device=device),
             attention_mask=torch.tensor(mask, device=device),
@@ -63,8 +62,6 @@ def continuations(
             pad_token_id=tokenizer.pad_token_id,
             **({"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None} | sampling),
         )
-    finally:
-        model.train(training)
     return [str(text) for text in tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)]
 
 

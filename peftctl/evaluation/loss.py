@@ -10,6 +10,7 @@ from torch import nn
 
 from peftctl.data.batches import collate
 from peftctl.data.encode import Encoded
+from peftctl.engine.inputs import evaluating
 from peftctl.tasks import sft
 
 
@@ -19,9 +20,7 @@ def mean_loss(model: nn.Module, rows: Sequence[Encoded], batch_size: int, pad_id
 
     Rows go in order of length, so that little is padded.
     """
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         ordered = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         total = torch.zeros((), dtype=torch.float64)
         batches = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
@@ -30,5 +29,3 @@ def mean_loss(model: nn.Module, rows: Sequence[Encoded], batch_size: int, pad_id
             total += sft.loss(model, {k: v.to(accelerator.device) for k, v in inputs.items()}).double().cpu()
         summed = accelerator.reduce(total.float().to(accelerator.device), "sum")
         return float(summed) / sum(row.trained for row in rows)
-    finally:
-        model.train(training)

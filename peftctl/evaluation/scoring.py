@@ -14,6 +14,7 @@ from torch import nn
 
 from peftctl.data.batches import collate
 from peftctl.data.encode import Encoded
+from peftctl.engine.inputs import evaluating
 from peftctl.tasks import sft
 
 Tick = Callable[[int, int], None]
@@ -39,9 +40,7 @@ def score(model: nn.Module, sequences: Iterable[Encoded], batch_size: int, pad_i
     device = next(model.parameters()).device
     shared = sorted(gathered(sequences), key=lambda one: len(one.longest))  # equal lengths together: little is padded
     scores: dict[Key, float] = {}
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for start in range(0, len(shared), batch_size):
             batch = shared[start : start + batch_size]
             inputs = {name: t.to(device) for name, t in collate([one.longest for one in batch], pad_id).items()}
@@ -51,8 +50,6 @@ def score(model: nn.Module, sequences: Iterable[Encoded], batch_size: int, pad_i
             for one, part in zip(batch, parts, strict=True):
                 scores |= one.read(part)
             tick(start + len(batch), len(shared))
-    finally:
-        model.train(training)
     return scores
 
 

@@ -4,6 +4,7 @@ recipe.yaml         the resolved recipe; written first
 provenance.json     versions, hashes of data, base and tokenizer, seed, machine
 adapter/            the result, in HF PEFT's format; written last, so it is there when the run is finished
 checkpoints/        step-000100/ and so on
+start/              the adapter that the run started from (`method.init_from`), where it did
 metrics.jsonl       one event a line
 eval.json           base and adapter side by side
 run.lock            held by the one process that writes here
@@ -33,6 +34,7 @@ class RunFolder:
         self.provenance = self.path / "provenance.json"
         self.adapter = self.path / "adapter"
         self.checkpoints = self.path / "checkpoints"
+        self.start = self.path / "start"
         self.metrics = self.path / "metrics.jsonl"
         self.evaluation = self.path / "eval.json"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,33 +10,38 @@ from torch import nn
 
 from peftctl.config.write import dump
 from peftctl.engine.attach import adapters_of, attach, detach, methods
-from peftctl.engine.disk import load, method_of, shapes
+from peftctl.engine.disk import FILES, load, method_of, shapes
 from peftctl.engine.method import Method
 from peftctl.engine.peft_config import CONFIG, read_config
 from peftctl.engine.sample import Sample
 from peftctl.errors import AdapterError, Problem
+from peftctl.exports.companions import copy_files
 from peftctl.models.base import Base
-from peftctl.models.origin import refuse_stranger
+from peftctl.models.origin import ORIGIN, refuse_stranger
 from peftctl.models.source import adapter
 from peftctl.recipe import method_name, read_method
+from peftctl.training.storage import staged
 from peftctl.verbs.events import Listen, speaker
+from peftctl.verbs.run_folder import RunFolder
 
 EARLIER = "earlier"
 """Name of the adapter to start from while it is attached beside the new one."""
 
 
 def start(
-    base: Base, method: Method, sample: Sample, before: Mapping[str, Any] | None, accelerator: Any, listen: Listen
+    base: Base, method: Method, sample: Sample, run: RunFolder | None, accelerator: Any, listen: Listen
 ) -> Method:
     """Attach what the recipe trains to `base`, as it starts; returns the method as planned.
 
-    `before` is what the first start of a resumed run recorded. One process plans for all. Raises AdapterError for an
+    `run` is the folder of a run that is resumed: its plan and its own copy of what it started from are used again. One
+    process plans for all. Raises AdapterError for an
     adapter to start from that is of another method or does not fit, RunError for one of another base; ModelError and
     StorageError for a hub id that cannot be had.
     """
     from accelerate.utils import broadcast_object_list
 
     model = base.model
+    before = run.read_provenance().get("method") if run else None
     if before:
         method = read_method(before)
     else:
@@ -50,7 +54,8 @@ def start(
         refuse_stranger(Path(part), base.folder, base.name)
     folder = None
     if method.init_from:
-        folder = adapter(method.init_from, speaker(listen))
+        own = run.start if run and run.start.is_dir() else None
+        folder = own or adapter(method.init_from, speaker(listen))
         refuse_other_method(folder, method)
         refuse_stranger(folder, base.folder, base.name)
         load(model, folder, EARLIER)
@@ -73,6 +78,13 @@ def plan(model: nn.Module, method: Method, sample: Sample) -> Method | AdapterEr
 def planned_record(planned: Method, method: Method) -> dict[str, Any]:
     """What a resumed run needs to know of the plan; empty where the recipe says it all."""
     return {} if planned == method else {"method": {"type": method_name(planned), **dump(planned)}}
+
+
+def keep_start(method: Method, run: RunFolder, listen: Listen) -> None:
+    """Copy what the run starts from into its folder, so that it can go on when that is gone."""
+    if method.init_from and not run.start.exists():
+        with staged(run.start) as folder:
+            copy_files(adapter(method.init_from, speaker(listen)), folder, (CONFIG, *FILES, ORIGIN))
 
 
 def refuse_other_method(folder: Path, method: Method) -> None:

@@ -33,7 +33,7 @@ from peftctl.verbs.plan import Plan
 from peftctl.verbs.rows import Rows
 from peftctl.verbs.run_folder import RunFolder
 from peftctl.verbs.sample import sample_of
-from peftctl.verbs.start import planned_record, start
+from peftctl.verbs.start import keep_start, planned_record, start
 
 
 def train(
@@ -74,8 +74,8 @@ def train(
         base = models.load(recipe.model, say=speaker(listen))
         polled(stop, folder)
         torch.manual_seed(recipe.seed)  # the adapter's start
-        before = folder.read_provenance().get("method") if folder.exists and resume else None
-        method = start(base, recipe.method, sample_of(recipe, base, rows), before, accelerator, listen)
+        again = folder if folder.exists and resume else None
+        method = start(base, recipe.method, sample_of(recipe, base, rows), again, accelerator, listen)
         plan = Plan.of(recipe, base, rows, folder.path)
         plan.tell(listen, details=dry_run)
         if dry_run:
@@ -105,6 +105,7 @@ def run(
         if folder.finished:
             raise RunError(f"{folder.path}: another process has just finished this run", "nothing is left to do")
         found = begin(folder, recipe, base, method, rows, say)
+        keep_start(method, folder, listen)
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         found, _ = checkpoint.latest(folder.checkpoints) if resume else (None, [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -197,3 +198,17 @@ def test_training_evaluates_on_as_many_rows_as_eval_says(made: Callable[..., Any
     peftctl.train(two, output=tmp_path / "two")
     losses = [[e["loss"] for e in tiny_chat.journal(tmp_path / run) if e["event"] == "eval"] for run in ("few", "two")]
     assert losses[0] == losses[1]
+
+
+def test_a_run_goes_on_without_the_adapter_that_it_started_from(
+    finished: Path, made: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished / "adapter", "first")
+    recipe = made(method={"init_from": "first", "r": 6}, trainer={"steps": 4})
+    peftctl.train(recipe, output="run")
+    whole = Path("run/adapter/adapter_model.safetensors").read_bytes()
+    for gone in ("first", "run/adapter", "run/checkpoints/step-000004"):
+        shutil.rmtree(gone)
+    peftctl.train(recipe, output="run", resume=True)
+    assert Path("run/adapter/adapter_model.safetensors").read_bytes() == whole
