@@ -36,7 +36,8 @@ class TokenRows(Adapter):
     def __init__(self, host: nn.Module, tokens: Sequence[int]) -> None:
         super().__init__()
         weight = host.get_parameter("weight")
-        rows = torch.zeros(len(tokens), weight.shape[1]) if weight.is_meta else weight[list(tokens)].detach().float()
+        free = weight.is_meta or torch.get_default_device().type == "meta"
+        rows = torch.zeros(len(tokens), weight.shape[1]) if free else weight[list(tokens)].detach().float()
         self.trainable_tokens_delta = nn.Parameter(rows)  # HF PEFT's name for what is the row itself
         ordered, order = torch.tensor(list(tokens)).sort()
         for name, index in (("tokens", torch.tensor(list(tokens))), ("ordered", ordered), ("order", order)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def refuse_other_base(then: Mapping[str, Any], base: Path, name: str, place: Pat
     changed = [key for key in ("config", "weights") if key in then and then[key] != now[key]]
     if changed:
         hint = f"its {' and '.join(changed)} differ"
-        if then.get("commit"):
+        if re.fullmatch(r"[0-9a-f]{40}", str(then.get("commit"))):  # a stranger may have written anything
             hint += f"; set `model.revision={then['commit']}`"
         raise RunError(f"{name}: not the base that `{place}` was trained on", hint)
 

@@ -35,7 +35,7 @@ class Trainer(Block):
     task: Literal["sft"] = "sft"
     """What a row is and what the loss is; `sft` is chat, prompt and completion, or plain text."""
     epochs: Positive = 1.0
-    """Passes over the training rows; ignored when `steps` is given."""
+    """Passes over the training rows, where `steps` does not say how long."""
     steps: Count | None = None
     """Optimizer updates."""
     batch_size: Count = 16
@@ -72,6 +72,8 @@ class Trainer(Block):
     def __post_init__(self) -> None:
         if self.early_stopping and not self.keep_best:
             raise ValueError("early_stopping stops after the best adapter is past; hint: set `keep_best: true` too")
+        if self.steps and self.epochs != 1:
+            raise ValueError("`epochs` and `steps` both say how long; hint: leave one out, as in `trainer.steps=null`")
 
 
 class Progress(NamedTuple):

@@ -75,6 +75,8 @@ def train(
         polled(stop, folder)
         torch.manual_seed(recipe.seed)  # the adapter's start
         again = folder if folder.exists and resume else None
+        if resume and again is None:
+            listen({"event": "note", "text": f"nothing to resume in {folder.path}: starting at the first step"})
         method = start(base, recipe.method, sample_of(recipe, base, rows), again, accelerator, listen)
         plan = Plan.of(recipe, base, rows, folder.path)
         plan.tell(listen, details=dry_run)

@@ -136,6 +136,11 @@ def test_steps_from_epochs():
     assert total_steps(Trainer(steps=7, epochs=1), 32) == 7
 
 
+def test_epochs_and_steps_are_one_too_many():
+    with pytest.raises(ValueError, match="both say how long"):
+        Trainer(steps=7, epochs=2)
+
+
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_path):
     model = build("llama")
     torch.manual_seed(5)
