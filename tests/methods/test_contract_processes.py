@@ -26,7 +26,8 @@ def shape(method: str) -> str:
 
 
 def attached(method: str) -> nn.Module:
-    model = peftctl.attach(build(shape(method)), made(method, shape(method)))
+    made_first = made(method, shape(method))  # it may draw random numbers; the model starts their sequence anew
+    model = peftctl.attach(build(shape(method)), made_first)
     stir(model)
     return model
 
