@@ -26,7 +26,7 @@ from peftctl.evaluation.evaluation import Evaluation
 from peftctl.exports.export import Export
 from peftctl.methods import METHODS
 from peftctl.models.base import Model
-from peftctl.training.loop import Trainer
+from peftctl.training.trainer import Trainer
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {"qlora": ("lora", {"model": {"quantization": "nf4"}})}
 """Method types that stand for another one and for settings elsewhere, where the recipe does not say otherwise."""

@@ -19,9 +19,9 @@ from peftctl.algebra.resize import reported
 from peftctl.engine import hosts
 from peftctl.engine.adapter import Adapter
 from peftctl.engine.attach import adapters_of, methods
-from peftctl.engine.disk import PREFIX
 from peftctl.engine.method import Method, name_of
 from peftctl.engine.peft_config import COMMON, read_config
+from peftctl.engine.tensor_file import PREFIX
 from peftctl.engine.token_rows import TokenRows
 from peftctl.engine.trained import Bias, Trained
 from peftctl.errors import AdapterError, NotMergeable, Problem

@@ -13,9 +13,9 @@ from peftctl.algebra.lora_folder import Update, read_lora_folder
 from peftctl.algebra.settings import changed, method_in
 from peftctl.config.write import dump
 from peftctl.engine.anatomy import under
-from peftctl.engine.disk import BASE_COPIES, ECHO, WEIGHTS, header
 from peftctl.engine.method import Method, name_of
 from peftctl.engine.peft_config import read_config
+from peftctl.engine.tensor_file import BASE_COPIES, ECHO, WEIGHTS, header
 from peftctl.methods.lora import LoRA
 
 TOPS = (1, 2, 4, 8, 16, 32)

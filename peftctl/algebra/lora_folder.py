@@ -18,8 +18,9 @@ from torch import Tensor
 from peftctl.algebra.factors import Factors
 from peftctl.config.quote import shown
 from peftctl.engine.anatomy import under
-from peftctl.engine.disk import BASE_COPIES, ECHO, FLOATS, LONGEST, PREFIX, WEIGHTS, header, method_of, shapes
+from peftctl.engine.disk import method_of
 from peftctl.engine.peft_config import COMMON, CONFIG, LORA, SCHEMA, read_config
+from peftctl.engine.tensor_file import BASE_COPIES, ECHO, FLOATS, LONGEST, PREFIX, WEIGHTS, header, shapes
 from peftctl.errors import AdapterError, Problem, StorageError
 from peftctl.exports.companions import ADAPTER_FILES, copy_files
 from peftctl.methods.lora import LoRA

@@ -6,9 +6,10 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from peftctl.engine.disk import method_of, shapes
+from peftctl.engine.disk import method_of
 from peftctl.engine.method import Method
 from peftctl.engine.peft_config import CONFIG, read_config
+from peftctl.engine.tensor_file import shapes
 
 PLACES = ("target_modules", "init_from", "adapters")
 """Fields that name modules or folders, which are told apart."""

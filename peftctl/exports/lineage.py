@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from peftctl.engine.disk import PREFIX, WEIGHTS, header
+from peftctl.engine.tensor_file import PREFIX, WEIGHTS, header
 from peftctl.errors import AdapterError
 from peftctl.models.folder import read_json
 

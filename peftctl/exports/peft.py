@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from peftctl.engine.disk import FILES
 from peftctl.engine.peft_config import CONFIG, read_config
+from peftctl.engine.tensor_file import FILES
 from peftctl.exports.card import Facts, card, public
 from peftctl.exports.companions import ADAPTER_FILES, copy_files
 from peftctl.exports.lineage import digest

@@ -25,14 +25,15 @@ from torch import Tensor, nn
 
 from peftctl.config.block import Located, NonNegative
 from peftctl.config.quote import quoted
-from peftctl.engine import disk
 from peftctl.engine.adapter import Adapter, Linear
 from peftctl.engine.anatomy import Site
 from peftctl.engine.attach import adapters_of
+from peftctl.engine.disk import exact, planned
 from peftctl.engine.method import Method, Targeted, register
 from peftctl.engine.peft_config import CONFIG, Reader, read_config
 from peftctl.engine.sample import Sample
 from peftctl.engine.sublayers import changed, exactly
+from peftctl.engine.tensor_file import PREFIX, WEIGHTS, read, shapes
 from peftctl.engine.trained import Trained
 from peftctl.errors import AdapterError, Problem
 from peftctl.methods.bottleneck import Bottleneck, Waist
@@ -119,8 +120,8 @@ class Fusion(Targeted):
         """What every folder holds, by its names on disk; raises AdapterError where that does not fit `model`."""
         found = []
         for folder, method in zip(map(Path, self.adapters), self.frozen(), strict=True):
-            sizes, _ = disk.planned(model, disk.exact(method, model), folder)
-            found.append(disk.read(model, folder / disk.WEIGHTS, sizes))
+            sizes, _ = planned(model, exact(method, model), folder)
+            found.append(read(model, folder / WEIGHTS, sizes))
         return found
 
     @torch.no_grad()
@@ -129,7 +130,7 @@ class Fusion(Targeted):
             for site, adapter in adapters_of(model, name).items():
                 for leaf, tensor in adapter.state_dict(keep_vars=True).items():
                     if leaf.startswith(f"bottlenecks.{index}."):
-                        tensor.copy_(tensors[f"{disk.PREFIX}{site}.{as_alone(leaf, index)}"])
+                        tensor.copy_(tensors[f"{PREFIX}{site}.{as_alone(leaf, index)}"])
 
     def targets(self, model: nn.Module) -> list[Site]:
         places = self.frozen()[0].target_modules
@@ -214,7 +215,7 @@ def described(folder: Path) -> Bottleneck:
     if not Bottleneck.reads(config):
         kind = quoted(str(config.get("peft_type")))
         raise AdapterError(f"{place}: a fusion combines adapters of the method `bottleneck`; this is a {kind}")
-    return Bottleneck.from_peft(config, disk.shapes(folder), place)
+    return Bottleneck.from_peft(config, shapes(folder), place)
 
 
 def as_alone(name: str, index: int) -> str:

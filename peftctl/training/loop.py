@@ -6,14 +6,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from peftctl.config.block import Block, Count, Fraction, NonNegative, Positive
 from peftctl.data.batches import collate, micro_batches, order
 from peftctl.data.encode import Encoded
 from peftctl.engine.attach import live, trained
@@ -23,57 +21,9 @@ from peftctl.evaluation.loss import mean_loss
 from peftctl.tasks import sft
 from peftctl.training import checkpoint, snapshot
 from peftctl.training.memory import peak_memory
-from peftctl.training.optimizer import Name as OptimizerName
 from peftctl.training.optimizer import build_optimizer, build_schedule
 from peftctl.training.signals import Stop
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trainer(Block):
-    """How long, how fast and how carefully to train."""
-
-    task: Literal["sft"] = "sft"
-    """What a row is and what the loss is; `sft` is chat, prompt and completion, or plain text."""
-    epochs: Positive = 1.0
-    """Passes over the training rows, where `steps` does not say how long."""
-    steps: Count | None = None
-    """Optimizer updates."""
-    batch_size: Count = 16
-    """Sequences per optimizer step, over all devices and micro-batches."""
-    micro_batch_size: Count = 4
-    """Sequences per forward on one device: less saves memory, the result is the same."""
-    learning_rate: Positive | None = None
-    """Peak of the schedule; what the method suggests when left out."""
-    optimizer: OptimizerName = "adamw"
-    """Update rule; `adamw_8bit` and the paged ones come from bitsandbytes, adafactor from transformers."""
-    schedule: Literal["cosine", "linear", "constant", "polynomial", "inverse_sqrt"] = "cosine"
-    """How the learning rate falls after the warmup."""
-    warmup: Fraction = 0.03
-    """Share of the steps over which the learning rate rises from zero."""
-    weight_decay: NonNegative = 0.0
-    """Decoupled weight decay of matrices."""
-    clip_norm: Positive | None = 1.0
-    """Largest norm of the whole gradient; null does not clip."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: about a quarter slower, far less memory."""
-    compile: bool = False
-    """Compile the model with torch.compile."""
-    eval_every: Count | None = None
-    """Steps between evaluations on `dataset.eval`; once an epoch when left out."""
-    save_every: Count | None = None
-    """Steps between checkpoints; once an epoch when left out."""
-    keep: Count = 2
-    """Checkpoints to keep, beside the best one."""
-    early_stopping: Count | None = None
-    """Stop after this many evaluations in a row without a lower loss."""
-    keep_best: bool = True
-    """End with the adapter of the lowest evaluation loss instead of the last one, when there is `dataset.eval`."""
-
-    def __post_init__(self) -> None:
-        if self.early_stopping and not self.keep_best:
-            raise ValueError("early_stopping stops after the best adapter is past; hint: set `keep_best: true` too")
-        if self.steps and self.epochs != 1:
-            raise ValueError("`epochs` and `steps` both say how long; hint: leave one out, as in `trainer.steps=null`")
+from peftctl.training.trainer import Trainer, total_steps
 
 
 class Progress(NamedTuple):
@@ -85,11 +35,6 @@ class Progress(NamedTuple):
     best_loss: float | None = None
     best_step: int | None = None
     evaluations_since_best: int = 0
-
-
-def total_steps(trainer: Trainer, rows: int) -> int:
-    """Optimizer updates of a run over `rows` sequences."""
-    return trainer.steps or max(1, math.ceil(trainer.epochs * math.ceil(rows / trainer.batch_size)))
 
 
 def train(

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from peftctl.engine.disk import WEIGHTS, fitting
+from peftctl.engine.disk import fitting
+from peftctl.engine.tensor_file import WEIGHTS
 from peftctl.errors import RunError
 from peftctl.evaluation.measure import measure, summary
 from peftctl.methods import load

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from peftctl.config.write import to_yaml
-from peftctl.engine.disk import WEIGHTS, method_of, shapes
+from peftctl.engine.disk import method_of
 from peftctl.engine.peft_config import CONFIG, PEFT_TYPES, read_config
+from peftctl.engine.tensor_file import WEIGHTS, shapes
 from peftctl.errors import AdapterError, Problem, RecipeError, RunError
 from peftctl.exports.card import Facts
 from peftctl.exports.peft import export_peft

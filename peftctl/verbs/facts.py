@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from peftctl import recipe as recipes
-from peftctl.engine.disk import WEIGHTS
 from peftctl.engine.peft_config import PEFT_TYPES
+from peftctl.engine.tensor_file import WEIGHTS
 from peftctl.exports.card import Facts
 from peftctl.recipe import Recipe
 from peftctl.verbs import provenance

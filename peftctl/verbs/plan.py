@@ -13,7 +13,7 @@ from peftctl.engine.attach import adapters_of, trained
 from peftctl.engine.disk import on_disk
 from peftctl.models.base import Base
 from peftctl.recipe import Recipe, method_name
-from peftctl.training.loop import total_steps
+from peftctl.training.trainer import total_steps
 from peftctl.verbs.events import Listen
 from peftctl.verbs.rows import Rows
 

@@ -10,10 +10,11 @@ from torch import nn
 
 from peftctl.config.write import dump
 from peftctl.engine.attach import adapters_of, attach, detach, methods
-from peftctl.engine.disk import FILES, load, method_of, shapes
+from peftctl.engine.disk import load, method_of
 from peftctl.engine.method import Method
 from peftctl.engine.peft_config import CONFIG, read_config
 from peftctl.engine.sample import Sample
+from peftctl.engine.tensor_file import FILES, shapes
 from peftctl.errors import AdapterError, Problem
 from peftctl.exports.companions import copy_files
 from peftctl.models.base import Base

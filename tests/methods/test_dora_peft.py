@@ -12,7 +12,8 @@ from tiny import build, inputs, stir
 
 import peftctl
 from peftctl.engine.attach import adapters_of, methods
-from peftctl.engine.disk import PREFIX, save
+from peftctl.engine.disk import save
+from peftctl.engine.tensor_file import PREFIX
 from peftctl.errors import AdapterError
 
 TARGETS = {

@@ -18,8 +18,9 @@ from peftctl.engine.attach import trained
 from peftctl.errors import Interrupted, NonFiniteError
 from peftctl.evaluation.loss import mean_loss
 from peftctl.training import checkpoint
-from peftctl.training.loop import Trainer, total_steps, train
+from peftctl.training.loop import train
 from peftctl.training.signals import Stop
+from peftctl.training.trainer import Trainer, total_steps
 
 BASE = Trainer(
     steps=6, batch_size=6, micro_batch_size=6, learning_rate=5e-3, warmup=0.2, weight_decay=0.01, save_every=1
