@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
+from types import FrameType
 
 from peftctl.cli import console
 from peftctl.errors import PeftctlError, Problem
@@ -31,13 +35,44 @@ def main(words: Sequence[str] | None = None) -> int:
 def answer(words: list[str]) -> int:
     """The exit code, after everything that a user can mend is told."""
     as_json = "--json" in takewhile(lambda word: word != "--", words)
+
+    def tell() -> None:
+        console.complain([Problem("interrupted")], as_json=as_json)
+
     try:
         from peftctl.cli.app import run
 
-        return run(words)
+        with imports_left_whole(tell):
+            return run(words)
     except PeftctlError as error:
         console.complain(error.problems, as_json=as_json)
         return error.exit_code
     except KeyboardInterrupt:
-        console.complain([Problem("interrupted")], as_json=as_json)
+        tell()
         return INTERRUPTED
+
+
+@contextmanager
+def imports_left_whole(tell: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C in the middle of an import ends the process at once, after `tell`.
+
+    Raised there, KeyboardInterrupt may be swallowed by the library that is loading, and what is half loaded fails later
+    in its own ways: torch goes on without numpy, and numpy recurses.
+    """
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                tell()
+                os._exit(INTERRUPTED)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # somebody wants it otherwise
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,29 @@ def test_ctrl_c_while_it_starts_is_no_traceback(delay: float, made: Callable[...
     if process.returncode in (75, 130):  # else Python itself was still starting
         assert "Traceback" not in err
     assert not RunFolder(tmp_path / "run").finished
+
+
+IMPORTING = """
+import os, signal, sys
+from pathlib import Path
+import peftctl.cli
+Path("half.py").write_text(
+    "import os, signal\\ntry:\\n    os.kill(os.getpid(), signal.SIGINT)\\n    for _ in range(10**7): pass\\n"
+    "except KeyboardInterrupt:\\n    pass\\n"
+)
+sys.path.insert(0, ".")
+def tell():
+    print("told", flush=True)
+with peftctl.cli.imports_left_whole(tell):
+    import half
+print("went on")
+"""
+
+
+def test_ctrl_c_in_an_import_that_would_swallow_it(tmp_path: Path):
+    process = tiny_chat.start([sys.executable, "-c", IMPORTING], tmp_path)
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "told\n")
 
 
 def test_a_stopped_merge_leaves_nothing(finished: Path, tmp_path: Path):
