@@ -18,7 +18,12 @@ from peftctl.engine.attach import adapters_of, trained
 from peftctl.errors import AdapterError
 from peftctl.methods.oft import OFT, Rotation, neumann
 
-TARGETS = {"llama": ["q_proj", "v_proj", "down_proj"], "t5": ["q", "v", "wo"], "bert": ["query", "intermediate.dense"]}
+TARGETS = {
+    "llama": ["q_proj", "v_proj", "down_proj"],
+    "mixtral": ["q_proj", "o_proj"],
+    "t5": ["q", "v", "wo"],
+    "bert": ["query", "intermediate.dense"],
+}
 VARIANTS = {
     "plain": ({"block_size": 8}, {"oft_block_size": 8}),
     "default": ({}, {}),
