@@ -9,7 +9,8 @@ import torch
 
 from peftctl.algebra.factors import Factors, inner, stacked
 from peftctl.algebra.lora_folder import LoRAFolder
-from peftctl.algebra.settings import method_in, settings
+from peftctl.algebra.settings import settings
+from peftctl.engine.disk import method_in
 from peftctl.errors import AdapterError, Problem
 
 

@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from peftctl.algebra.lora_folder import Update, read_lora_folder
-from peftctl.algebra.settings import changed, method_in
+from peftctl.algebra.settings import changed
 from peftctl.config.write import dump
-from peftctl.engine.anatomy import under
+from peftctl.engine.disk import method_in
 from peftctl.engine.method import Method, name_of
-from peftctl.engine.peft_config import read_config
-from peftctl.engine.tensor_file import BASE_COPIES, ECHO, WEIGHTS, header
+from peftctl.engine.peft_config import PEFT_TYPES, read_config
+from peftctl.engine.tensor_file import ECHO, WEIGHTS, header, is_copy
 from peftctl.methods.lora import LoRA
 
 TOPS = (1, 2, 4, 8, 16, 32)
@@ -26,12 +26,9 @@ def inspected(folder: Path) -> dict[str, Any]:
     """The facts of the adapter in `folder`. Raises AdapterError for a damaged one."""
     method, config = method_in(folder), read_config(folder)
     stored = {key: entry for key, entry in header(folder / WEIGHTS).items() if not ECHO.fullmatch(key)}
-    trained = (*getattr(method, "modules_to_save", []), *getattr(method, "modules", []))
-    own = {
-        key: entry
-        for key, entry in stored.items()
-        if method.in_place or not key.endswith(BASE_COPIES) or any(under(key, name) for name in trained)
-    }
+    saved = getattr(method, "modules_to_save", [])
+    by_peft = method.peft_type in PEFT_TYPES  # it alone writes copies of the base beside
+    own = {key: entry for key, entry in stored.items() if not (by_peft and is_copy(key, saved))}
     found: dict[str, Any] = {
         "path": str(folder),
         "method": name_of(method),

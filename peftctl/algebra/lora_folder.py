@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from peftctl.algebra.factors import Factors
 from peftctl.config.quote import shown
 from peftctl.engine.anatomy import under
-from peftctl.engine.disk import method_of
+from peftctl.engine.disk import method_of, write
 from peftctl.engine.peft_config import COMMON, CONFIG, LORA, SCHEMA, read_config
-from peftctl.engine.tensor_file import BASE_COPIES, ECHO, FLOATS, LONGEST, PREFIX, WEIGHTS, header, shapes
-from peftctl.errors import AdapterError, Problem, StorageError
+from peftctl.engine.tensor_file import BASE_COPIES, ECHO, LONGEST, PREFIX, WEIGHTS, checked, header, is_copy, shapes
+from peftctl.errors import AdapterError, Problem
 from peftctl.exports.companions import ADAPTER_FILES, copy_files
 from peftctl.methods.lora import LoRA
 from peftctl.models.origin import ORIGIN
-from peftctl.training import filesystem
 from peftctl.training.storage import staged
 
 LINEAR = ("lora_A.weight", "lora_B.weight")
@@ -87,8 +83,7 @@ class LoRAFolder:
 
     def is_copy(self, name: str) -> bool:
         """Whether `name`, one of `others`, is a matrix of the base that PEFT has written beside: nothing trained."""
-        saved = self.config.get("modules_to_save") or []
-        return name.endswith(BASE_COPIES) and not any(under(name, entry) for entry in saved)
+        return is_copy(name, self.config.get("modules_to_save") or [])
 
 
 def read_lora_folder(place: str | Path) -> LoRAFolder:
@@ -113,7 +108,8 @@ def read_lora_folder(place: str | Path) -> LoRAFolder:
 
 def read_tensors(folder: Path, method: LoRA) -> dict[str, Tensor]:
     """Every tensor of the folder in float32, by its name without `base_model.model.`."""
-    file, problems, found = folder / WEIGHTS, [], {}
+    file, found = folder / WEIGHTS, {}
+    problems: list[Problem] = []
     kinds = header(file)
     with safe_open(file, "pt") as tensors:
         for key, (kind, _) in kinds.items():
@@ -122,12 +118,8 @@ def read_tensors(folder: Path, method: LoRA) -> dict[str, Tensor]:
                 continue
             if not known(name, method):
                 problems.append(Problem(f"{file}: `{shown(key, LONGEST)}` is not part of this adapter"))
-            elif kind not in FLOATS:
-                problems.append(Problem(f"{file}: `{key}` holds {kind}, which is no floating-point type"))
             else:
-                found[name] = tensors.get_tensor(key).float()
-                if not bool(found[name].isfinite().all()):
-                    problems.append(Problem(f"{file}: `{key}` is not finite"))
+                found[name] = checked(tensors, file, key, kind, problems)
     if problems:
         raise AdapterError.of(problems)
     return found
@@ -212,12 +204,6 @@ def write_lora_folder(adapter: LoRAFolder, output: Path) -> int:
         text = f"{output}: `{{}}` would not be finite and was not written"
         raise AdapterError.of([Problem(text.format(key)) for key in broken])
     with staged(output) as folder:
-        text = json.dumps(adapter.config, indent=2, sort_keys=True)
-        filesystem.write(folder / CONFIG, [text.encode()])
-        try:
-            save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise StorageError(f"{output}: the adapter could not be written: {error}") from error
-        shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read what it writes
+        write(folder, adapter.config, {WEIGHTS: tensors}, output)
         copy_files(adapter.place, folder, (ORIGIN, *ADAPTER_FILES))
         return sum(path.stat().st_size for path in folder.iterdir())

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, fields
-from pathlib import Path
 from typing import Any
 
-from peftctl.engine.disk import method_of
 from peftctl.engine.method import Method
-from peftctl.engine.peft_config import CONFIG, read_config
-from peftctl.engine.tensor_file import shapes
 
 PLACES = ("target_modules", "init_from", "adapters")
 """Fields that name modules or folders, which are told apart."""
-
-
-def method_in(folder: Path) -> Method:
-    """The method that `folder` describes. Raises AdapterError."""
-    config, place = read_config(folder), str(folder / CONFIG)
-    return method_of(config, place).from_peft(config, shapes(folder), place)
 
 
 def settings(method: Method) -> dict[str, Any]:

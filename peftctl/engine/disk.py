@@ -43,16 +43,23 @@ def save(model: nn.Module, folder: str | Path, name: str = "default") -> Path:
     if broken:
         raise AdapterError.of([Problem(f"{folder}: `{key}` is not finite and was not saved") for key in broken])
     config = common(model, method.peft_type) | method.peft_config(adapters)
+    write(folder, config, {WEIGHTS: tensors} | ({PRIVATE: private} if private else {}), folder)
+    return folder
+
+
+def write(
+    folder: Path, config: Mapping[str, Any], files: Mapping[str, Mapping[str, Tensor]], place: str | Path
+) -> None:
+    """Write an adapter's config and tensor files; raises StorageError, about `place`, when the disk refuses."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        if private:
-            save_file(private, folder / PRIVATE, metadata={"format": "pt"})
+        for name, tensors in files.items():
+            save_file(dict(tensors), folder / name, metadata={"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-        shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read what it writes
+        for name in files:
+            shutil.copymode(folder / CONFIG, folder / name)  # safetensors lets nobody else read what it writes
     except (OSError, SafetensorError) as error:
-        raise StorageError(f"{folder}: the adapter could not be written: {error}") from error
-    return folder
+        raise StorageError(f"{place}: the adapter could not be written: {error}") from error
 
 
 def load(model: nn.Module, folder: str | Path, name: str = "default") -> nn.Module:
@@ -149,6 +156,12 @@ def named(model: nn.Module, name: str) -> Method:
     if name not in methods(model):
         raise AdapterError.of([unattached(model, name)])
     return methods(model)[name]
+
+
+def method_in(folder: Path) -> Method:
+    """The method that `folder` describes. Raises AdapterError."""
+    config, place = read_config(folder), str(folder / CONFIG)
+    return method_of(config, place).from_peft(config, shapes(folder), place)
 
 
 def method_of(config: Mapping[str, Any], place: str) -> type[Method]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from peftctl.config.near import did_you_mean
 from peftctl.config.quote import shown
+from peftctl.engine.anatomy import under
 from peftctl.errors import AdapterError, Problem
 
 WEIGHTS = "adapter_model.safetensors"
@@ -82,12 +84,8 @@ def read(model: nn.Module, file: Path, want: Mapping[str, tuple[int, ...]]) -> d
             if shape != want[key]:
                 text = f"{file}: `{key}` has shape {list(shape)}, the model wants {list(want[key])}"
                 problems.append(Problem(text, "another base?"))
-            elif kind not in FLOATS:
-                problems.append(Problem(f"{file}: `{key}` holds {kind}, which is no floating-point type"))
             else:
-                values[key] = tensors.get_tensor(key).float()
-                if not bool(values[key].isfinite().all()):
-                    problems.append(Problem(f"{file}: `{key}` is not finite"))
+                values[key] = checked(tensors, file, key, kind, problems)
         for key in sorted(copies):
             if have[key][0] not in FLOATS or not same(model, key, tensors.get_tensor(key)):
                 text = f"{file}: `{shown(key, LONGEST)}` is a base weight that differs from this model's"
@@ -95,6 +93,22 @@ def read(model: nn.Module, file: Path, want: Mapping[str, tuple[int, ...]]) -> d
     if problems:
         raise AdapterError.of(problems)
     return values
+
+
+def checked(tensors: Any, file: Path, key: str, kind: str, problems: list[Problem]) -> Tensor:
+    """The tensor `key` of an opened file in float32; notes in `problems` what is wrong with its numbers."""
+    if kind not in FLOATS:
+        problems.append(Problem(f"{file}: `{key}` holds {kind}, which is no floating-point type"))
+        return torch.empty(0)
+    value: Tensor = tensors.get_tensor(key).float()
+    if not bool(value.isfinite().all()):
+        problems.append(Problem(f"{file}: `{key}` is not finite"))
+    return value
+
+
+def is_copy(key: str, saved: Iterable[str]) -> bool:
+    """Whether `key` is a matrix of the base that HF PEFT has written beside, and none of the modules `saved`."""
+    return key.endswith(BASE_COPIES) and not any(under(key, entry) for entry in saved)
 
 
 def strange(file: Path, key: str, near: Iterable[str] = ()) -> Problem:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from peftctl.config.write import to_yaml
-from peftctl.engine.disk import method_of
-from peftctl.engine.peft_config import CONFIG, PEFT_TYPES, read_config
-from peftctl.engine.tensor_file import WEIGHTS, shapes
+from peftctl.engine.disk import method_in
+from peftctl.engine.peft_config import PEFT_TYPES
+from peftctl.engine.tensor_file import WEIGHTS
 from peftctl.errors import AdapterError, Problem, RecipeError, RunError
 from peftctl.exports.card import Facts
 from peftctl.exports.peft import export_peft
@@ -47,8 +47,7 @@ def refuse_damaged(adapter: Path) -> str:
     """HF PEFT's name of the method; AdapterError, with all that is wrong, for a folder that nobody could load."""
     from safetensors import safe_open
 
-    config, place = read_config(adapter), str(adapter / CONFIG)
-    method = method_of(config, place).from_peft(config, shapes(adapter), place)
+    method = method_in(adapter)
     with safe_open(adapter / WEIGHTS, "pt") as tensors:
         names = sorted(tensors.keys())
         broken = [name for name in names if not tensors.get_tensor(name).isfinite().all()]

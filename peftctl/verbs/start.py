@@ -14,7 +14,7 @@ from peftctl.engine.disk import load, method_of
 from peftctl.engine.method import Method
 from peftctl.engine.peft_config import CONFIG, read_config
 from peftctl.engine.sample import Sample
-from peftctl.engine.tensor_file import FILES, shapes
+from peftctl.engine.tensor_file import FILES
 from peftctl.errors import AdapterError, Problem
 from peftctl.exports.companions import copy_files
 from peftctl.models.base import Base
@@ -63,8 +63,8 @@ def start(
     attach(model, method, sample=sample)
     if folder is not None:
         continue_from(model, folder)
+        tell_changes(folder, methods(model)[EARLIER], method, listen)
         detach(model, EARLIER)
-        tell_changes(folder, method, listen)
     return method
 
 
@@ -118,10 +118,9 @@ def continue_from(model: nn.Module, folder: Path) -> None:
         raise AdapterError.of(sorted(problems))
 
 
-def tell_changes(folder: Path, method: Method, listen: Listen) -> None:
-    """Warn of numbers and switches in which `method` differs from what made `folder`; where it sits has to agree."""
-    then = type(method).from_peft(read_config(folder), shapes(folder), str(folder / CONFIG))
-    pairs = [(field.name, getattr(then, field.name), getattr(method, field.name)) for field in fields(method)]
+def tell_changes(folder: Path, then: Method, now: Method, listen: Listen) -> None:
+    """Warn of numbers and switches in which `now` differs from `then`, in `folder`; where they sit has to agree."""
+    pairs = [(field.name, getattr(then, field.name), getattr(now, field.name)) for field in fields(now)]
     known = [(name, a, b) for name, a, b in pairs if isinstance(a, bool | int | float) and b is not None]
     changed = [f"`{name}` was {a:g}, is {b:g}" for name, a, b in known if a != b]
     if changed:
