@@ -71,7 +71,7 @@ def converted(
     config = read_config(folder)
     result = described(
         {key: config[key] for key in COMMON if key in config}
-        | {"fan_in_fan_out": any(hosts.kind(adapter.host) == "Conv1D" for adapter in own.values())},
+        | {"fan_in_fan_out": hosts.any_conv1d(adapter.host for adapter in own.values())},
         updates,
         bias="all" if any(isinstance(adapter, Bias) for adapter in adapters.values()) else bias,
         modules_to_save=sorted(getattr(method, "modules_to_save", [])) or None,

@@ -11,6 +11,7 @@ Kinds outside torch are recognised by class name, so that nothing is imported fo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -37,6 +38,11 @@ def is_linear(module: nn.Module) -> bool:
 def is_quantised(module: nn.Module) -> bool:
     """Whether the weight of `module` is stored in 4 or 8 bits."""
     return kind(module) in QUANTISED
+
+
+def any_conv1d(modules: Iterable[nn.Module]) -> bool:
+    """Whether one of `modules` is a Conv1D; HF PEFT's configs say so as `fan_in_fan_out`."""
+    return any(kind(module) == "Conv1D" for module in modules)
 
 
 def features(module: nn.Module) -> tuple[int, int]:

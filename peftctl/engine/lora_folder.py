@@ -37,19 +37,15 @@ def read_lora(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], 
     if isinstance(init, str) and init.lower().startswith(LORA_CHANGES_BASE):
         hint = "save it from PEFT with `path_initial_model_for_weight_conversion`"
         read.wrong("init_lora_weights", f"{quoted(init)} makes the adapter one for a changed base", hint)
-    ranks = {site(key): shape[0] if shape else 0 for key, shape in shapes.items() if key.endswith(A_LEAVES)}
+    sites = read.sites(shapes, A_LEAVES, "LoRA")
+    ranks = {name: shape[0] if shape else 0 for name, shape in sites.items()}
     r, alpha = read.count("r", LORA["r"]), read.number("lora_alpha", LORA["lora_alpha"])
     dropout, use_rslora = read.number("lora_dropout", 0.0, most=1), read.flag("use_rslora")
     bias, saved = read.choice("bias", ("none", "all", "lora_only")), read.saved(shapes)
     pattern, alpha_pattern = read.patterns("rank_pattern", ranks), read.patterns("alpha_pattern", ranks)
     tokens = read_indices(read)
-    if not ranks:
-        read.wrong("peft_type", "the tensor file beside it holds no LoRA")
     read.done()
-    for name, rank in ranks.items():
-        said = by_pattern(pattern, name, r)
-        if rank != said:
-            read.wrong("r", f"{quoted(name)} has rank {rank}, the config says {said}")
+    read.same_ranks(sites, lambda name: by_pattern(pattern, name, r))
     read.done()
     alphas = {name: by_pattern(alpha_pattern, name, alpha) for name in ranks}
     started = {"init_weights": "loftq", "init_from": str(Path(place).parent)} if config.get("loftq_config") else {}
@@ -65,8 +61,3 @@ def read_lora(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], 
         "rank_pattern": {"^" + re.escape(name): rank for name, rank in ranks.items() if rank != r},
         "alpha_pattern": {"^" + re.escape(name): value for name, value in alphas.items() if value != alpha},
     }
-
-
-def site(key: str) -> str:
-    """The module that the tensor `key` of an A belongs to."""
-    return next(key.removesuffix(leaf) for leaf in A_LEAVES if key.endswith(leaf))

@@ -149,6 +149,11 @@ class Targeted(Method):
         saved = {site.name for site in self.saved(model)}
         return [Trained(site.module) if site.name in saved else self.adapter(site) for site in sites]
 
+    def placed(self, adapters: Mapping[str, Adapter], kind: type[Adapter]) -> dict[str, Any]:
+        """Where it sits, as adapter_config.json says it: the exact names of the adapters of this `kind`."""
+        names = sorted(name for name, adapter in adapters.items() if isinstance(adapter, kind))
+        return {"target_modules": names, "modules_to_save": sorted(self.modules_to_save) or None}
+
 
 def to_save(model: nn.Module, entries: list[str]) -> list[Site]:
     """The modules that `modules_to_save` names; every entry must match one."""

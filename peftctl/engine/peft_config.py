@@ -240,6 +240,23 @@ class Reader:
                 self.wrong(key, f"{quoted(pattern)}: expected a number above 0; got {quoted(str(number))}")
         return dict(value) if len(self.problems) == noted else {}
 
+    def sites(
+        self, shapes: Mapping[str, tuple[int, ...]], leaf: str | tuple[str, ...], what: str
+    ) -> dict[str, tuple[int, ...]]:
+        """Each module of which the tensor file holds a tensor `leaf`, with its shape; it has to hold some `what`."""
+        leaves = (leaf,) if isinstance(leaf, str) else leaf
+        found = {key.removesuffix(end): shape for key, shape in shapes.items() for end in leaves if key.endswith(end)}
+        if not found:
+            self.wrong("peft_type", f"the tensor file beside it holds no {what}")
+        return found
+
+    def same_ranks(self, sites: Mapping[str, tuple[int, ...]], said: Callable[[str], float]) -> None:
+        """Note every module whose tensor [rank, ...] has not the rank that the config says for its name."""
+        for name, shape in sites.items():
+            rank = shape[0] if shape else 0
+            if rank != said(name):
+                self.wrong("r", f"{quoted(name)} has rank {rank}, the config says {said(name)}")
+
     def saved(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """`modules_to_save` without the heads that PEFT names for every classifier whether it has them or not."""
         names = self.names("modules_to_save")

@@ -152,32 +152,33 @@ class AdaLoRA(Biased):
         found = {name: adapter for name, adapter in adapters.items() if isinstance(adapter, SVDLinear)}
         ranks = {name + E: adapter.ranks() for name, adapter in sorted(found.items())}
         schedule = self.schedule_on_disk(list(found.values()))
-        return ADALORA | {
-            "target_r": self.target_r,
-            "init_r": self.init_r,
-            "tinit": schedule.tinit,
-            "tfinal": schedule.tfinal,
-            "deltaT": schedule.deltaT,
-            "total_step": schedule.total,
-            "beta1": self.beta1,
-            "beta2": self.beta2,
-            "orth_reg_weight": self.orth_reg_weight,
-            "rank_pattern": None if all(all(left) for left in ranks.values()) else ranks,
-            "lora_alpha": self.alpha,
-            "lora_dropout": self.dropout,
-            "bias": self.bias,
-            "fan_in_fan_out": any(hosts.kind(adapter.host) == "Conv1D" for adapter in found.values()),
-            "target_modules": sorted(found),
-            "modules_to_save": sorted(self.modules_to_save) or None,
-        }
+        return (
+            ADALORA
+            | self.placed(adapters, SVDLinear)
+            | {
+                "target_r": self.target_r,
+                "init_r": self.init_r,
+                "tinit": schedule.tinit,
+                "tfinal": schedule.tfinal,
+                "deltaT": schedule.deltaT,
+                "total_step": schedule.total,
+                "beta1": self.beta1,
+                "beta2": self.beta2,
+                "orth_reg_weight": self.orth_reg_weight,
+                "rank_pattern": None if all(all(left) for left in ranks.values()) else ranks,
+                "lora_alpha": self.alpha,
+                "lora_dropout": self.dropout,
+                "bias": self.bias,
+                "fan_in_fan_out": hosts.any_conv1d(adapter.host for adapter in found.values()),
+            }
+        )
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str) -> AdaLoRA:
         read = Reader(config, place)
         read.supported(ADALORA, UNDERSTOOD)
-        ranks = {key.removesuffix(E): shape[0] if shape else 0 for key, shape in shapes.items() if key.endswith(E)}
-        if not ranks:
-            read.wrong("peft_type", "the tensor file beside it holds no AdaLoRA")
+        sites = read.sites(shapes, E, "AdaLoRA")
+        ranks = {name: shape[0] if shape else 0 for name, shape in sites.items()}
         fields: dict[str, Any] = {
             **{key: read.count(key, ADALORA[key]) for key in ("target_r", "init_r", "deltaT")},
             **{key: read.count(key, ADALORA[key], least=0) for key in ("tinit", "tfinal")},

@@ -66,10 +66,7 @@ class BitFit(Targeted):
         return Bias(site.module)
 
     def peft_config(self, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
-        return {
-            "target_modules": sorted(name for name, adapter in adapters.items() if isinstance(adapter, Bias)),
-            "modules_to_save": sorted(self.modules_to_save) or None,
-        }
+        return self.placed(adapters, Bias)
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str) -> BitFit:

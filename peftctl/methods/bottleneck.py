@@ -154,24 +154,24 @@ class Bottleneck(Targeted):
         return made
 
     def peft_config(self, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
-        return DEFAULTS | {
-            "variant": self.variant,
-            "reduction_factor": self.reduction_factor,
-            "non_linearity": self.non_linearity,
-            "scale": self.scale,
-            "dropout": self.dropout,
-            "init_weights": self.init_weights,
-            "target_modules": sorted(name for name, adapter in adapters.items() if not isinstance(adapter, Trained)),
-            "modules_to_save": sorted(self.modules_to_save) or None,
-        }
+        return (
+            DEFAULTS
+            | self.placed(adapters, After)
+            | {
+                "variant": self.variant,
+                "reduction_factor": self.reduction_factor,
+                "non_linearity": self.non_linearity,
+                "scale": self.scale,
+                "dropout": self.dropout,
+                "init_weights": self.init_weights,
+            }
+        )
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str) -> Bottleneck:
         read = Reader(config, place)
         read.supported(DEFAULTS, set(DEFAULTS))
-        names = sorted(key.removesuffix(DOWN) for key in shapes if key.endswith(DOWN))
-        if not names:
-            read.wrong("peft_type", "the tensor file beside it holds no bottleneck")
+        names = sorted(read.sites(shapes, DOWN, "bottleneck"))
         found = cls(
             variant=read.choice("variant", get_args(Variant)),  # type: ignore[arg-type]
             reduction_factor=read.count("reduction_factor", DEFAULTS["reduction_factor"]),

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ from peftctl.engine.sublayers import changed, exactly
 from peftctl.engine.tensor_file import PREFIX, WEIGHTS, read, shapes
 from peftctl.engine.trained import Trained
 from peftctl.errors import AdapterError, Problem
-from peftctl.methods.bottleneck import Bottleneck, Waist
+from peftctl.methods.bottleneck import After, Bottleneck, Waist
 
 
 class Fuse(Adapter):
@@ -160,11 +160,14 @@ class Fusion(Targeted):
     def peft_config(self, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
         fused = {name: adapter for name, adapter in adapters.items() if isinstance(adapter, Fuse)}
         made = next(iter(fused.values())).made
-        return {
-            "adapters": [replace(method, modules_to_save=[]).peft_config(fused) for method in made],
+        return self.placed(adapters, Fuse) | {
+            "adapters": [
+                replace(method, modules_to_save=[]).peft_config(
+                    {name: After(cast(Waist, fuse.bottlenecks[i])) for name, fuse in fused.items()}
+                )
+                for i, method in enumerate(made)
+            ],
             "regularization": self.regularization,
-            "target_modules": sorted(fused),
-            "modules_to_save": sorted(self.modules_to_save) or None,
         }
 
     @classmethod

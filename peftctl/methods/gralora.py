@@ -117,24 +117,26 @@ class GraLoRA(Biased):
         return GraLoRALinear(site.module, self.k, self.r, self.hybrid_r, scale, self.dropout, self.bias != "none")
 
     def peft_config(self, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
-        names = sorted(name for name, adapter in adapters.items() if isinstance(adapter, GraLoRALinear))
-        return GRALORA | {
-            "r": self.r,
-            "gralora_k": self.k,
-            "hybrid_r": self.hybrid_r,
-            "alpha": self.alpha,
-            "gralora_dropout": self.dropout,
-            "bias": self.bias,
-            "fan_in_fan_out": any(hosts.kind(adapters[name].host) == "Conv1D" for name in names),
-            "target_modules": names,
-            "modules_to_save": sorted(self.modules_to_save) or None,
-        }
+        placed = self.placed(adapters, GraLoRALinear)
+        return (
+            GRALORA
+            | placed
+            | {
+                "r": self.r,
+                "gralora_k": self.k,
+                "hybrid_r": self.hybrid_r,
+                "alpha": self.alpha,
+                "gralora_dropout": self.dropout,
+                "bias": self.bias,
+                "fan_in_fan_out": hosts.any_conv1d(adapters[name].host for name in placed["target_modules"]),
+            }
+        )
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str) -> GraLoRA:
         read = Reader(config, place)
         read.supported(GRALORA, set(GRALORA))
-        sizes = {key.removesuffix(A): shape for key, shape in shapes.items() if key.endswith(A)}
+        sizes = read.sites(shapes, A, "GraLoRA")
         r, k = read.count("r", GRALORA["r"]), read.count("gralora_k", GRALORA["gralora_k"])
         hybrid_r = read.count("hybrid_r", GRALORA["hybrid_r"], least=0)
         alpha = read.number("alpha", GRALORA["alpha"])
@@ -142,8 +144,6 @@ class GraLoRA(Biased):
         bias, saved = read.choice("bias", ("none", "all", "gralora_only")), read.saved(shapes)
         if r % k:
             read.wrong("gralora_k", f"{k} does not divide the rank {r}")
-        if not sizes:
-            read.wrong("peft_type", "the tensor file beside it holds no GraLoRA")
         read.done()
         for name, shape in sizes.items():
             if len(shape) != 3 or (shape[0], shape[2]) != (k, r):

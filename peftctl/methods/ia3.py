@@ -127,13 +127,16 @@ class IA3(Targeted):
         return [around.get(site.name, Trained)(site.module) for site in sites]
 
     def peft_config(self, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
-        names = sorted(name for name, adapter in adapters.items() if isinstance(adapter, Rescaled))
-        return DEFAULTS | {
-            "target_modules": names,
-            "feedforward_modules": [name for name in names if isinstance(adapters[name], RescaledInput)],
-            "fan_in_fan_out": any(hosts.kind(adapters[name].host) == "Conv1D" for name in names),
-            "modules_to_save": sorted(self.modules_to_save) or None,
-        }
+        placed = self.placed(adapters, Rescaled)
+        names = placed["target_modules"]
+        return (
+            DEFAULTS
+            | placed
+            | {
+                "feedforward_modules": [name for name in names if isinstance(adapters[name], RescaledInput)],
+                "fan_in_fan_out": hosts.any_conv1d(adapters[name].host for name in names),
+            }
+        )
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str) -> IA3:
@@ -141,9 +144,7 @@ class IA3(Targeted):
         # where the vectors sit, and on which side of a module, is read from their shapes
         read.supported(DEFAULTS, set(DEFAULTS))
         saved = read.saved(shapes)
-        vectors = {key.removesuffix(LEAF): shape for key, shape in shapes.items() if key.endswith(LEAF)}
-        if not vectors:
-            read.wrong("peft_type", "the tensor file beside it holds no (IA)3")
+        vectors = read.sites(shapes, LEAF, "(IA)3")
         read.done()
         inputs = sorted(name for name, shape in vectors.items() if shape[:1] == (1,))
         return cls(

@@ -148,24 +148,27 @@ class LoRA(Biased):
         return [group for group in groups if group["params"]]
 
     def peft_config(self, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
-        names = sorted(name for name, adapter in adapters.items() if isinstance(adapter, LowRank))
+        placed = self.placed(adapters, LowRank)
+        names = placed["target_modules"]
         alphas = {name: by_pattern(self.alpha_pattern, name, self.alpha) for name in names}
         twice = 2 if self.init_weights in FROM_START else 1  # their start is written beside them
         more = math.sqrt(twice) if self.use_rslora and twice > 1 else twice
-        return LORA | {
-            "r": twice * self.r,
-            "lora_alpha": more * self.alpha,
-            "lora_dropout": self.dropout,
-            "use_rslora": self.use_rslora,
-            "bias": self.bias,
-            "fan_in_fan_out": any(hosts.kind(adapters[name].host) == "Conv1D" for name in names),
-            "loftq_config": LOFTQ if self.needs_quantised else {},
-            "target_modules": names,
-            "trainable_token_indices": self.trainable_token_indices,
-            "modules_to_save": sorted(self.modules_to_save) or None,
-            "rank_pattern": {name: twice * self.rank(name) for name in names if self.rank(name) != self.r},
-            "alpha_pattern": {name: more * alpha for name, alpha in alphas.items() if alpha != self.alpha},
-        }
+        return (
+            LORA
+            | placed
+            | {
+                "r": twice * self.r,
+                "lora_alpha": more * self.alpha,
+                "lora_dropout": self.dropout,
+                "use_rslora": self.use_rslora,
+                "bias": self.bias,
+                "fan_in_fan_out": hosts.any_conv1d(adapters[name].host for name in names),
+                "loftq_config": LOFTQ if self.needs_quantised else {},
+                "trainable_token_indices": self.trainable_token_indices,
+                "rank_pattern": {name: twice * self.rank(name) for name in names if self.rank(name) != self.r},
+                "alpha_pattern": {name: more * alpha for name, alpha in alphas.items() if alpha != self.alpha},
+            }
+        )
 
     @classmethod
     def reads(cls, config: Mapping[str, Any]) -> bool:

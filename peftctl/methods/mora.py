@@ -107,27 +107,24 @@ class MoRA(Targeted):
         return MoRALinear(site.module, self.r, self.compression, self.dropout)
 
     def peft_config(self, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
-        return {
+        return self.placed(adapters, MoRALinear) | {
             "r": self.r,
             "compression": self.compression,
             "mora_dropout": self.dropout,
-            "target_modules": sorted(n for n, adapter in adapters.items() if isinstance(adapter, MoRALinear)),
-            "modules_to_save": sorted(self.modules_to_save) or None,
         }
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str) -> MoRA:
         read = Reader(config, place)
         read.supported({}, {"r", "compression", "mora_dropout", "target_modules", "modules_to_save"})
+        sites = read.sites(shapes, LEAF, "MoRA")
         method = cls(
             r=read.count("r", cls.r),
             compression=read.choice("compression", ("rotation", "sharing")),  # type: ignore[arg-type]
             dropout=read.number("mora_dropout", 0.0, most=1),
-            target_modules=sorted(key.removesuffix(LEAF) for key in shapes if key.endswith(LEAF)),
+            target_modules=sorted(sites),
             modules_to_save=read.saved(shapes),
         )
-        if not method.target_modules:
-            read.wrong("peft_type", "the tensor file beside it holds no MoRA")
         read.done()
         return method
 

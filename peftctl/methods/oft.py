@@ -159,19 +159,21 @@ class OFT(Biased):
                 adapter.oft_R.copy_(adapter.constrained())
 
     def peft_config(self, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
-        return OFT_CONFIG | {
-            "r": self.r or 0,
-            "oft_block_size": 0 if self.r else self.block_size or OFT_CONFIG["oft_block_size"],
-            "module_dropout": self.dropout,
-            "coft": self.coft,
-            "eps": self.eps,
-            "block_share": self.block_share,
-            "use_cayley_neumann": self.use_cayley_neumann,
-            "num_cayley_neumann_terms": self.num_cayley_neumann_terms,
-            "bias": self.bias,
-            "target_modules": sorted(name for name, adapter in adapters.items() if isinstance(adapter, Rotation)),
-            "modules_to_save": sorted(self.modules_to_save) or None,
-        }
+        return (
+            OFT_CONFIG
+            | self.placed(adapters, Rotation)
+            | {
+                "r": self.r or 0,
+                "oft_block_size": 0 if self.r else self.block_size or OFT_CONFIG["oft_block_size"],
+                "module_dropout": self.dropout,
+                "coft": self.coft,
+                "eps": self.eps,
+                "block_share": self.block_share,
+                "use_cayley_neumann": self.use_cayley_neumann,
+                "num_cayley_neumann_terms": self.num_cayley_neumann_terms,
+                "bias": self.bias,
+            }
+        )
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str) -> OFT:
@@ -188,9 +190,7 @@ class OFT(Biased):
         eps = read.number("eps", OFT_CONFIG["eps"])
         if not eps:
             read.wrong("eps", "expected a number above 0; got `0`")
-        targets = sorted(key.removesuffix(LEAF) for key in shapes if key.endswith(LEAF))
-        if not targets:
-            read.wrong("peft_type", "the tensor file beside it holds no OFT")
+        targets = sorted(read.sites(shapes, LEAF, "OFT"))
         terms = OFT_CONFIG["num_cayley_neumann_terms"]
         fields: dict[str, Any] = {
             "dropout": read.number("module_dropout", OFT_CONFIG["module_dropout"], most=1),

@@ -18,7 +18,6 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from peftctl.config.block import Count, Positive, Probability
-from peftctl.config.quote import quoted
 from peftctl.engine import hosts
 from peftctl.engine.adapter import Adapter, Linear
 from peftctl.engine.anatomy import Site
@@ -98,19 +97,21 @@ class QALoRA(Biased):
         return QALoRALinear(site.module, self.r, self.group_size, scale, self.dropout, self.bias != "none")
 
     def peft_config(self, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
-        names = sorted(name for name, adapter in adapters.items() if isinstance(adapter, QALoRALinear))
-        return LORA | {
-            "use_qalora": True,
-            "qalora_group_size": self.group_size,
-            "r": self.r,
-            "lora_alpha": self.alpha,
-            "lora_dropout": self.dropout,
-            "use_rslora": self.use_rslora,
-            "bias": self.bias,
-            "fan_in_fan_out": any(hosts.kind(adapters[name].host) == "Conv1D" for name in names),
-            "target_modules": names,
-            "modules_to_save": sorted(self.modules_to_save) or None,
-        }
+        placed = self.placed(adapters, QALoRALinear)
+        return (
+            LORA
+            | placed
+            | {
+                "use_qalora": True,
+                "qalora_group_size": self.group_size,
+                "r": self.r,
+                "lora_alpha": self.alpha,
+                "lora_dropout": self.dropout,
+                "use_rslora": self.use_rslora,
+                "bias": self.bias,
+                "fan_in_fan_out": hosts.any_conv1d(adapters[name].host for name in placed["target_modules"]),
+            }
+        )
 
     @classmethod
     def reads(cls, config: Mapping[str, Any]) -> bool:
@@ -120,7 +121,7 @@ class QALoRA(Biased):
     def from_peft(cls, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str) -> QALoRA:
         read = Reader(config, place)
         read.supported(LORA, UNDERSTOOD)
-        ranks = {key.removesuffix(A): shape[0] if shape else 0 for key, shape in shapes.items() if key.endswith(A)}
+        sites = read.sites(shapes, A, "QA-LoRA")
         r = read.count("r", LORA["r"])
         method = cls(
             r=r,
@@ -129,14 +130,10 @@ class QALoRA(Biased):
             dropout=read.number("lora_dropout", 0.0, most=1),
             use_rslora=read.flag("use_rslora"),
             bias=read.choice("bias", ("none", "all", "lora_only")),  # type: ignore[arg-type]
-            target_modules=sorted(ranks),
+            target_modules=sorted(sites),
             modules_to_save=read.saved(shapes),
         )
-        if not ranks:
-            read.wrong("peft_type", "the tensor file beside it holds no QA-LoRA")
-        for name, rank in ranks.items():
-            if rank != r:
-                read.wrong("r", f"{quoted(name)} has rank {rank}, the config says {r}")
+        read.same_ranks(sites, lambda name: r)
         read.done()
         return method
 

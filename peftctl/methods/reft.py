@@ -213,16 +213,18 @@ class ReFT(Targeted):
         return Edit(width(model), self.r, self.dropout, self.init_weights)
 
     def peft_config(self, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
-        return DEFAULTS | {
-            "r": self.r,
-            "first": self.first,
-            "last": self.last,
-            "tie_weights": self.tie_weights,
-            "dropout": self.dropout,
-            "init_weights": self.init_weights,
-            "target_modules": sorted(name for name, adapter in adapters.items() if isinstance(adapter, LoReFT)),
-            "modules_to_save": sorted(self.modules_to_save) or None,
-        }
+        return (
+            DEFAULTS
+            | self.placed(adapters, LoReFT)
+            | {
+                "r": self.r,
+                "first": self.first,
+                "last": self.last,
+                "tie_weights": self.tie_weights,
+                "dropout": self.dropout,
+                "init_weights": self.init_weights,
+            }
+        )
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str) -> ReFT:

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftctl.config.block import Count, Positive, Probability, Seed
-from peftctl.config.quote import quoted
 from peftctl.engine import hosts
 from peftctl.engine.adapter import Adapter
 from peftctl.engine.anatomy import Site
@@ -112,24 +111,26 @@ class VeRA(Biased):
         return adapters + super().build(model, sites[len(targets) :])
 
     def peft_config(self, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
-        names = sorted(name for name, adapter in adapters.items() if isinstance(adapter, VeRALinear))
-        return VERA | {
-            "r": self.r,
-            "d_initial": self.d_initial,
-            "vera_dropout": self.dropout,
-            "projection_prng_key": self.projection_prng_key,
-            "save_projection": self.save_projection,
-            "bias": self.bias,
-            "fan_in_fan_out": any(hosts.kind(adapters[name].host) == "Conv1D" for name in names),
-            "target_modules": names,
-            "modules_to_save": sorted(self.modules_to_save) or None,
-        }
+        placed = self.placed(adapters, VeRALinear)
+        return (
+            VERA
+            | placed
+            | {
+                "r": self.r,
+                "d_initial": self.d_initial,
+                "vera_dropout": self.dropout,
+                "projection_prng_key": self.projection_prng_key,
+                "save_projection": self.save_projection,
+                "bias": self.bias,
+                "fan_in_fan_out": hosts.any_conv1d(adapters[name].host for name in placed["target_modules"]),
+            }
+        )
 
     @classmethod
     def from_peft(cls, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str) -> VeRA:
         read = Reader(config, place)
         read.supported(VERA, set(VERA))
-        ranks = {key.removesuffix(D): shape[0] if shape else 0 for key, shape in shapes.items() if key.endswith(D)}
+        sites = read.sites(shapes, D, "VeRA")
         r = read.count("r", VERA["r"], most=MOST_RANKS)
         method = cls(
             r=r,
@@ -138,15 +139,11 @@ class VeRA(Biased):
             projection_prng_key=read.count("projection_prng_key", VERA["projection_prng_key"], least=0, most=2**63),
             save_projection=read.flag("save_projection", VERA["save_projection"]),
             bias=read.choice("bias", ("none", "all", "vera_only")),  # type: ignore[arg-type]
-            target_modules=sorted(ranks),
+            target_modules=sorted(sites),
             modules_to_save=read.saved(shapes),
         )
-        if not ranks:
-            read.wrong("peft_type", "the tensor file beside it holds no VeRA")
         read.done()
-        for name, rank in ranks.items():
-            if rank != r:
-                read.wrong("r", f"{quoted(name)} has rank {rank}, the config says {r}")
+        read.same_ranks(sites, lambda name: r)
         read.done()
         return method
 
