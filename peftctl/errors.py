@@ -9,6 +9,7 @@
     ├── StorageError          the disk: full, read-only, a damaged checkpoint
     ├── RunError              a run folder in the wrong state: finished, unfinished, locked
     ├── NonFiniteError        a loss, gradient or weight that is not a number
+    ├── OutOfMemory           it does not fit the memory of the device; exit 4
     └── Interrupted           stopped by a signal, saved and resumable; exit 75
 
 A message reads `place: what`, lower case, literals in backticks; the hint says what to do about it.
@@ -77,6 +78,12 @@ class RunError(PeftctlError):
 
 class NonFiniteError(PeftctlError):
     """A loss, gradient or weight that is not a finite number."""
+
+
+class OutOfMemory(PeftctlError):
+    """It does not fit the memory of the device; the hint names the cheapest change."""
+
+    exit_code = 4
 
 
 class Interrupted(PeftctlError):

@@ -12,6 +12,7 @@ import peftctl
 from peftctl.cli import console
 from peftctl.cli.adapters import adapters
 from peftctl.cli.commands import Command, CommandLineError, Group
+from peftctl.cli.init import init
 from peftctl.cli.recipes import recipes
 from peftctl.cli.words import Json, Target
 from peftctl.errors import PeftctlError, Problem
@@ -22,6 +23,9 @@ app = typer.Typer(
 )
 app.add_typer(recipes, name="recipes")
 app.add_typer(adapters, name="adapters")
+app.command(cls=Command, epilog="peftctl init --model meta-llama/Llama-3.1-8B-Instruct --data rows.jsonl --task chat")(
+    init
+)
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled recipe.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")]

@@ -29,6 +29,7 @@ from peftctl.training.signals import Stop
 from peftctl.verbs import provenance
 from peftctl.verbs.events import Listen, silent, speaker
 from peftctl.verbs.facts import facts_of
+from peftctl.verbs.hints import Hints, memory_watched
 from peftctl.verbs.plan import Plan
 from peftctl.verbs.rows import Rows
 from peftctl.verbs.run_folder import RunFolder
@@ -117,7 +118,10 @@ def run(
     write = partial(write_adapter, recipe=recipe, base=base, rows=rows)
     done = found.step if found else 0
     main = accelerator.is_main_process  # the only one that may cut the file back to the step it goes on from
-    with Journal(folder.metrics, step=done, listener=listen) if main else nullcontext() as journal:
+    with (
+        memory_watched(recipe),
+        Journal(folder.metrics, step=done, listener=Hints(recipe, listen)) if main else nullcontext() as journal,
+    ):
         progress = loop(
             base.model,
             method,

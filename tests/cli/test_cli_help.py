@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 SESSIONS = Path(__file__).parent / "help.txt"
-COMMANDS = ["train", "eval", "merge", "export", "generate", "validate", "schema", "methods", "recipes"]
-COMMANDS += ["adapters", "recipes show", "recipes copy"]
+TOP = ["init", "train", "eval", "merge", "export", "generate", "validate", "schema", "methods", "recipes", "adapters"]
+COMMANDS = [*TOP, "recipes show", "recipes copy"]
 COMMANDS += [f"adapters {verb}" for verb in ("inspect", "diff", "combine", "resize", "convert")]
 HEAVY = {"torch", "transformers", "datasets", "pydantic", "numpy", "rich", "yaml", "safetensors"}
 
@@ -36,7 +36,7 @@ def test_there_are_exactly_these_commands():
     def named(group):
         return {item.name or item.callback.__name__ for item in group.registered_commands}
 
-    assert named(app) | {group.name for group in app.registered_groups} == set(COMMANDS[:10])
+    assert named(app) | {group.name for group in app.registered_groups} == set(TOP)
     assert named(recipes) == {"show", "copy"}
     assert named(adapters) == {"inspect", "diff", "combine", "resize", "convert"}
 
