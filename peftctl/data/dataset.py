@@ -67,8 +67,8 @@ class Dataset(Block):
     max_length: Count = 2048
     """Longest row, in tokens."""
 
-    on_long: Literal["truncate", "drop", "error"] = "truncate"
-    """What happens to a longer row: its first `max_length` tokens stay, it is left out, or it counts as a bad row."""
+    on_long: Literal["truncate", "split", "drop", "error"] = "truncate"
+    """A longer row is cut to its first `max_length` tokens, makes several rows, is left out, or is a bad row."""
 
     on_bad_row: Literal["error", "skip"] = "error"
     """What happens to a row that cannot be used: the run stops, or the row is left out and counted."""

@@ -11,47 +11,17 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
+from peftctl.data.dataset import Dataset
+from peftctl.data.fitting import IGNORED as IGNORED
+from peftctl.data.fitting import Encoded as Encoded
+from peftctl.data.fitting import OnLong, fit
 from peftctl.data.formats import Chat, Pair, Parsed, Text
 from peftctl.data.template import render, special_ids
 from peftctl.data.turns import OTHER_TEMPLATE, Turn, trained_turns
 from peftctl.errors import DataError
-
-IGNORED = -100
-"""The label of a token that is not trained, as in torch's cross entropy."""
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """One row: its token ids (int32), and the spans `[start, end)` of them that are trained."""
-
-    ids: array[int]
-    spans: tuple[tuple[int, int], ...]
-    truncated: bool = False
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def trained(self) -> int:
-        """How many tokens are trained."""
-        return sum(end - start for start, end in self.spans)
-
-    @property
-    def input_ids(self) -> list[int]:
-        """Token ids [tokens]."""
-        return self.ids.tolist()
-
-    @property
-    def labels(self) -> list[int]:
-        """Token ids where trained, else -100 [tokens]; not shifted."""
-        labels = [IGNORED] * len(self.ids)
-        for start, end in self.spans:
-            labels[start:end] = self.ids[start:end]
-        return labels
 
 
 class Encoder:
@@ -60,9 +30,7 @@ class Encoder:
     `stop_ids` gathers the tokens that were trained to end an answer: generation has to stop at them.
     """
 
-    def __init__(
-        self, tokenizer: Any, template: str | None, max_length: int, on_long: Literal["truncate", "drop", "error"]
-    ) -> None:
+    def __init__(self, tokenizer: Any, template: str | None, max_length: int, on_long: OnLong) -> None:
         """`template` is the Jinja text that conversations are rendered with; None where there are none.
 
         Raises DataError for a tokenizer that cannot do it.
@@ -80,25 +48,25 @@ class Encoder:
         # A word the tokenizer does not know marks nothing, unless that token is `eos_token` too, as in GPT-2.
         self._special = special_ids(tokenizer) - ({tokenizer.unk_token_id} - {tokenizer.eos_token_id})
 
-    def encode(self, row: Parsed) -> Encoded | None:
-        """Ids and trained spans of a row; None when it is too long and `on_long` is `drop`.
+    @classmethod
+    def of(cls, dataset: Dataset, tokenizer: Any, template: str | None) -> Encoder:
+        """The encoder that a recipe's block asks for."""
+        return cls(tokenizer, template, dataset.max_length, dataset.on_long)
+
+    def encode(self, row: Parsed) -> list[Encoded]:
+        """The row as it is trained: one, several where it is split, none where it is too long and dropped.
 
         Raises DataError for a row that cannot be rendered, is too long (`on_long: error`) or trains nothing.
         """
+        return fit(self.whole(row), self.max_length, self.on_long, row.place)
+
+    def whole(self, row: Parsed) -> Encoded:
+        """The row, however long. Raises DataError for one that cannot be rendered or trains nothing."""
         ids, spans = self._chat(row) if isinstance(row, Chat) else self._plain(row)
-        long = len(ids) > self.max_length
-        if long and self.on_long == "drop":
-            return None
-        if long and self.on_long == "error":
-            text = f"{row.place}: {len(ids)} tokens, more than `max_length` {self.max_length}"
-            raise DataError(text, "raise `dataset.max_length`, or choose `on_long: truncate` or `drop`")
-        kept = [(max(start, 1), min(end, self.max_length)) for start, end in spans]
-        encoded = Encoded(array("i", ids[: self.max_length]), tuple(span for span in kept if span[0] < span[1]), long)
-        if not encoded.spans:
-            what = f"nothing to train is left in the first {self.max_length} tokens" if long else "trains nothing"
-            hint = "raise `dataset.max_length`, or choose `on_long: drop`" if long else None
-            raise DataError(f"{row.place}: {what}", hint)
-        return encoded
+        kept = tuple((max(start, 1), end) for start, end in spans if end > max(start, 1))
+        if not kept:
+            raise DataError(f"{row.place}: trains nothing")
+        return Encoded(array("i", ids), kept)
 
     def _chat(self, chat: Chat) -> tuple[list[int], list[tuple[int, int]]]:
         assert self.template is not None, "a conversation needs a template"

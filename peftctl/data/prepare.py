@@ -81,7 +81,7 @@ def prepare(
     sha = hashlib.sha256()
     sources, chats = _survey(spec, dataset, root, sha.update, say)
     template = find(dataset.chat_template, tokenizer, root, say) if chats else None
-    encoder = Encoder(tokenizer, template, dataset.max_length, dataset.on_long)
+    encoder = Encoder.of(dataset, tokenizer, template)
     rows: list[Encoded] = []
     parsed: list[Parsed] = []
     number, dropped, mistakes = 0, 0, Mistakes()
@@ -90,24 +90,22 @@ def prepare(
         try:
             if isinstance(item, DataError):
                 raise item
-            row = encoder.encode(item)
+            pieces = encoder.encode(item)
         except DataError as error:
             mistakes.add(error.problems)
             if dataset.on_bad_row == "error" and len(mistakes.problems) == SHOWN:
                 raise mistakes.error(Problem(f"... stopped after {number} rows")) from None
             continue
-        if row is None:
-            dropped += 1
-        else:
-            rows.append(row)
-            if keep_parsed:
-                parsed.append(item)
+        dropped += not pieces
+        rows += pieces
+        if keep_parsed and pieces:
+            parsed.append(item)
     if mistakes.rows and dataset.on_bad_row == "error":
         raise mistakes.error()
 
     counts = Counts(
         read=number,
-        kept=len(rows),
+        kept=number - dropped - mistakes.rows,
         truncated=sum(row.truncated for row in rows),
         dropped=dropped,
         skipped=mistakes.rows,

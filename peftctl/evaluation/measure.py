@@ -31,7 +31,7 @@ def measure(
     """
     rows = rows[: evaluation.max_rows]
     wanted = evaluation.wanted
-    truth = [encoded for row in rows if (encoded := encoder.encode(row)) is not None]
+    truth = [piece for row in rows for piece in encoder.encode(row)]
     if not truth:
         raise DataError("dataset.eval: no row is left to evaluate", "look at `max_length` and `on_long`")
     choices = [[answered(row, label) for label in evaluation.labels] for row in rows] if "accuracy" in wanted else []
@@ -99,8 +99,8 @@ def check_answers(rows: Sequence[Parsed], labels: Sequence[str]) -> None:
 
 def compared(encoder: Encoder, row: Parsed, whole: bool) -> Encoded:
     """The row encoded, the token that ends its answer trained only with `whole`; too long a row cannot be compared."""
-    encoded = encoder.encode(row)
-    if encoded is None or encoded.truncated:
+    encoded = encoder.whole(row)
+    if len(encoded) > encoder.max_length:
         raise DataError(f"{row.place}: too long to compare its labels", "raise `dataset.max_length`")
     return encoded if whole else without_end(encoded)
 

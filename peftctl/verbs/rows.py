@@ -54,4 +54,4 @@ def evaluation_rows(recipe: Recipe, tokenizer: Any, say: Callable[[str], None]) 
         _, rows = hold_out(train, dataset.eval.split, recipe.seed)
     else:
         rows = prepare(dataset.eval, dataset, tokenizer, HERE, say, keep_parsed=True)
-    return rows, Encoder(tokenizer, rows.chat_template, dataset.max_length, dataset.on_long)
+    return rows, Encoder.of(dataset, tokenizer, rows.chat_template)

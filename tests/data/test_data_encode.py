@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from peftctl.data.encode import Encoded, Encoder
+from peftctl.data.fitting import OnLong
 from peftctl.data.formats import Chat, Pair, Parsed, Text
 from peftctl.errors import DataError
 
@@ -36,14 +37,12 @@ TRAINED = {
 }
 
 
-def encoder(tokenizer: Any, length: int = 2048, on_long: Literal["truncate", "drop", "error"] = "truncate") -> Encoder:
+def encoder(tokenizer: Any, length: int = 2048, on_long: OnLong = "truncate") -> Encoder:
     return Encoder(tokenizer, tokenizer.chat_template, length, on_long)
 
 
 def encode(tokenizer: Any, row: Parsed) -> Encoded:
-    encoded = encoder(tokenizer).encode(row)
-    assert encoded is not None
-    return encoded
+    return encoder(tokenizer).whole(row)
 
 
 def own(tokenizer: Any, messages: list[Any]) -> list[int]:
@@ -333,18 +332,15 @@ def test_long_rows(row: Parsed, tokenizer_of: Of) -> None:
     tokenizer = tokenizer_of("chatml")
     whole = encode(tokenizer, row)
     length = len(whole) - 3
-    cut = encoder(tokenizer, length).encode(row)
-    assert cut is not None
+    (cut,) = encoder(tokenizer, length).encode(row)
     assert cut.truncated
+    assert cut.cut == 3
     assert cut.input_ids == whole.input_ids[:length]
     assert cut.labels == whole.labels[:length]
-    assert encoder(tokenizer, length, "drop").encode(row) is None
+    assert encoder(tokenizer, length, "drop").encode(row) == []
     with pytest.raises(DataError, match=rf"^rows.jsonl:1: {len(whole)} tokens, more than `max_length` {length}"):
         encoder(tokenizer, length, "error").encode(row)
-    fits = encoder(tokenizer, len(whole), "error").encode(row)
-    assert fits is not None
-    assert not fits.truncated
-    assert fits.ids == whole.ids
+    assert encoder(tokenizer, len(whole), "error").encode(row) == [whole]
 
 
 def test_a_row_that_trains_nothing_is_an_error(tokenizer_of: Of) -> None:
@@ -352,8 +348,7 @@ def test_a_row_that_trains_nothing_is_an_error(tokenizer_of: Of) -> None:
     start = encode(tokenizer, CHAT).spans[0][0]
     with pytest.raises(DataError, match=rf"^rows.jsonl:1: nothing to train is left in the first {start} tokens; raise"):
         encoder(tokenizer, start).encode(CHAT)
-    one = encoder(tokenizer, start + 1).encode(CHAT)
-    assert one is not None
+    (one,) = encoder(tokenizer, start + 1).encode(CHAT)
     assert one.trained == 1
     with pytest.raises(DataError, match=r"rows.jsonl:1: trains nothing"):
         encode(tokenizer, Text("rows.jsonl:1", "<|im_end|>"))

@@ -40,7 +40,7 @@ def test_what_a_recipe_may_say(field: str, value: Any, expected: Any) -> None:
         {"eval": {"split": 1}},
         {"max_length": 0},
         {"max_skipped": 1.5},
-        {"on_long": "split"},
+        {"on_long": "splits"},
         {"on_bad_row": "warn"},
         {"format": "sharegpt"},
         {"trian": "a"},

@@ -60,8 +60,7 @@ def test_answers_and_nothing_else_are_trained(name: str, make_tokenizer: Callabl
         with pytest.raises(DataError, match=REFUSED[name]):
             encoder.encode(Chat("rows.jsonl:1", MESSAGES))
         return
-    row = encoder.encode(Chat("rows.jsonl:1", MESSAGES))
-    assert row is not None
+    row = encoder.whole(Chat("rows.jsonl:1", MESSAGES))
     assert row.input_ids == tokenizer.apply_chat_template(MESSAGES)["input_ids"]
     answers = [message["content"] for message in MESSAGES if message["role"] == "assistant"]
     for (start, end), answer in zip(row.spans, answers, strict=True):

@@ -58,7 +58,7 @@ def without_end(model: Any, prompt: list[int], ids: list[int]) -> float:
 
 def test_loss_and_perplexity(model: Any, encoder: Encoder):
     rows = parsed(tiny_chat.chats(13))
-    encoded = [encoder.encode(row) for row in rows]
+    encoded = [encoder.whole(row) for row in rows]
     total, count = slow_loss(model, encoded)
     figures = measure(model, rows, encoder, Evaluation(batch_size=4), 0)
     assert figures == {
@@ -71,7 +71,7 @@ def test_loss_and_perplexity(model: Any, encoder: Encoder):
 
 
 def test_loss_over_processes_is_the_loss_of_one(model: Any, encoder: Encoder):
-    encoded = [encoder.encode(row) for row in parsed(tiny_chat.chats(7))]
+    encoded = [encoder.whole(row) for row in parsed(tiny_chat.chats(7))]
     total, count = slow_loss(model, encoded)
     for world in (2, 3, 5):  # the last has more processes than batches
         parts: list[Any] = []
@@ -89,7 +89,7 @@ def test_loss_over_processes_is_the_loss_of_one(model: Any, encoder: Encoder):
 def test_every_turn_counts_in_the_loss_and_the_last_one_in_the_accuracy(model: Any, encoder: Encoder):
     talk = [*tiny_chat.chats(1)[0]["messages"], *tiny_chat.chats(1, start=3)[0]["messages"]]
     [row] = rows = parsed([{"messages": talk}])
-    encoded = encoder.encode(row)
+    encoded = encoder.whole(row)
     assert len(encoded.spans) == 2
     total, count = slow_loss(model, [encoded])
     figures = measure(model, rows, encoder, Evaluation(labels=tiny_chat.LABELS), 0)
@@ -146,7 +146,7 @@ def test_labels_of_one_token_need_one_sequence(model: Any, encoder: Encoder):
         prompt = encoder.tokenizer.apply_chat_template([user], add_generation_prompt=True)["input_ids"]
         ids = {x: prompt + encoder.tokenizer(x + "<eos>", add_special_tokens=False)["input_ids"] for x in labels}
         right += min(labels, key=lambda x: without_end(model, prompt, ids[x])) == answer["content"]
-    total, count = slow_loss(model, [encoder.encode(row) for row in rows])
+    total, count = slow_loss(model, [encoder.whole(row) for row in rows])
     assert figures["accuracy"] == right / 8
     assert figures["loss"] == pytest.approx(total / count, rel=1e-5)
 
