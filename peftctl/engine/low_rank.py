@@ -12,22 +12,26 @@ from torch import Tensor, nn
 
 from peftctl.engine import hosts
 from peftctl.engine.adapter import Adapter, Linear
-from peftctl.engine.trained import own_bias, rebiased
+from peftctl.engine.trained import Rebiased
 from peftctl.errors import AdapterError, NotMergeable
 
 
-class LowRank(Adapter):
-    """What the forms below share: the scale and the merged weight."""
+class LowRank(Rebiased):
+    """What the forms below share: the scale and the merged weight; with `bias` the host's bias [out] is trained too."""
 
     scalable = True
 
-    def __init__(self, scale: float) -> None:
-        super().__init__()
+    def __init__(self, host: nn.Module, scale: float, bias: bool = False) -> None:
+        super().__init__(host, bias)
         self.scale = scale
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """A [r, in] and B [out, r]; of a convolution, the kernel's positions count as inputs."""
+        """A [r, in] and B [out, r] that are trained; of a convolution, the kernel's positions count as inputs."""
         raise NotImplementedError
+
+    def plain(self) -> tuple[Tensor, Tensor]:
+        """A and B of the plain LoRA that computes the same, perhaps of a higher rank."""
+        return self.factors()
 
     @property
     def rank(self) -> int:
@@ -57,22 +61,21 @@ class LowRank(Adapter):
 
     def merged(self, value: Tensor, name: str = "weight") -> Tensor:
         if name != "weight":
-            return value
-        A, B = self.factors()
+            return super().merged(value, name)
+        A, B = self.plain()
         update = hosts.stored(self.host, (self.strength * self.scale) * (B.float() @ A.float()))
         return (value.float() + update.to(value.device).reshape(value.shape)).to(value.dtype)
 
 
 class LoRALinear(LowRank):
-    """x [..., in] -> y [..., out]; with `bias` the host's bias [out] is trained too."""
+    """x [..., in] -> y [..., out]."""
 
     def __init__(self, host: nn.Module, rank: int, scale: float, dropout: float, bias: bool) -> None:
-        super().__init__(scale)
+        super().__init__(host, scale, bias)
         in_features, out_features = hosts.features(host)
         self.dropout = nn.Dropout(dropout)
         self.lora_A = Linear(in_features, rank, bias=False)
         self.lora_B = Linear(rank, out_features, bias=False)
-        self.bias = own_bias(host) if bias else None
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))  # as the paper's loralib and HF PEFT
         nn.init.zeros_(self.lora_B.weight)
 
@@ -80,21 +83,12 @@ class LoRALinear(LowRank):
         return self.lora_A.weight, self.lora_B.weight
 
     def forward(self, base: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y = base(x, *args, **kwargs) + (self.strength * self.scale) * self.update(self.dropout(x))
-        return rebiased(y, self.host, self.bias)
+        return self.rebiased(base(x, *args, **kwargs) + (self.strength * self.scale) * self.update(self.dropout(x)))
 
     def update(self, x: Tensor) -> Tensor:
         """B A x."""
         update: Tensor = self.lora_B(self.lora_A(x))
         return update
-
-    def merged(self, value: Tensor, name: str = "weight") -> Tensor:
-        if name == "bias" and self.bias is not None:
-            return self.bias.detach().to(value)
-        return super().merged(value, name)
-
-    def peft_key(self, site: str, leaf: str) -> str:
-        return super().peft_key(site, "base_layer.bias" if leaf == "bias" else leaf)
 
 
 class LoRAFromStart(LoRALinear):
@@ -111,13 +105,9 @@ class LoRAFromStart(LoRALinear):
         self.register_buffer("start_A", torch.zeros_like(self.lora_A.weight))
         self.register_buffer("start_B", torch.zeros_like(self.lora_B.weight))
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        A, B = super().factors()
+    def plain(self) -> tuple[Tensor, Tensor]:
+        A, B = self.factors()
         return torch.cat([A, self.start_A]), torch.cat([B, -self.start_B], dim=1)
-
-    @property
-    def rank(self) -> int:
-        return len(self.start_A)
 
     @torch.no_grad()
     def start_with(self, A: Tensor, B: Tensor) -> None:
@@ -126,12 +116,12 @@ class LoRAFromStart(LoRALinear):
 
     def update(self, x: Tensor) -> Tensor:
         """(B - B0) A x + B0 (A - A0) x: in half precision, BA x - B0 A0 x would round away what little was learned."""
-        A, B = super().factors()
+        A, B = self.factors()
         changed = F.linear(F.linear(x, A.to(x.dtype)), (B - self.start_B).to(x.dtype))
         return changed + F.linear(F.linear(x, (A - self.start_A).to(x.dtype)), self.start_B.to(x.dtype))
 
     def exported(self) -> dict[str, Tensor]:
-        A, B = self.factors()
+        A, B = self.plain()
         own = {} if self.bias is None else {"bias": self.bias}
         return own | {"lora_A.weight": A, "lora_B.weight": B}
 
@@ -140,7 +130,7 @@ class LoRAEmbedding(LowRank):
     """ids [...] -> y [..., width]; lora_embedding_A [r, rows], lora_embedding_B [width, r]."""
 
     def __init__(self, host: nn.Module, rank: int, scale: float) -> None:
-        super().__init__(scale)
+        super().__init__(host, scale)
         rows, width = hosts.features(host)
         self.lora_embedding_A = nn.Parameter(torch.zeros(rank, rows))
         self.lora_embedding_B = nn.Parameter(torch.randn(width, rank))
@@ -162,7 +152,7 @@ class LoRAConv(LowRank):
     """
 
     def __init__(self, host: nn.Conv1d | nn.Conv2d, rank: int, scale: float, dropout: float, bias: bool) -> None:
-        super().__init__(scale)
+        super().__init__(host, scale, bias)
         conv: Any = nn.Conv1d if isinstance(host, nn.Conv1d) else nn.Conv2d
         kind = type(host).__name__
         if (type(host).forward, type(host)._conv_forward) != (conv.forward, conv._conv_forward):
@@ -174,7 +164,6 @@ class LoRAConv(LowRank):
         self.dropout = nn.Dropout(dropout)
         self.lora_A: nn.Conv1d | nn.Conv2d = conv(host.in_channels, rank, *size, bias=False, padding_mode=mode)
         self.lora_B: nn.Conv1d | nn.Conv2d = conv(rank, host.out_channels, 1, groups=host.groups, bias=False)
-        self.bias = own_bias(host) if bias else None
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
 
@@ -184,16 +173,10 @@ class LoRAConv(LowRank):
     def forward(self, base: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         low = self.lora_A._conv_forward(self.dropout(x), self.lora_A.weight.to(x.dtype), None)
         update = self.lora_B._conv_forward(low, self.lora_B.weight.to(x.dtype), None)
-        y = base(x, *args, **kwargs) + (self.strength * self.scale) * update
-        return rebiased(y, self.host, self.bias)
+        return self.rebiased(base(x, *args, **kwargs) + (self.strength * self.scale) * update)
 
     def merged(self, value: Tensor, name: str = "weight") -> Tensor:
         groups = self.lora_B.groups
         if groups > 1:
             raise NotMergeable(f"its update crosses the {groups} groups of the convolution", "keep the adapter")
-        if name == "bias" and self.bias is not None:
-            return self.bias.detach().to(value)
         return super().merged(value, name)
-
-    def peft_key(self, site: str, leaf: str) -> str:
-        return super().peft_key(site, "base_layer.bias" if leaf == "bias" else leaf)

@@ -67,18 +67,39 @@ class Trained(Adapter):
         return super().peft_key(site, leaf.removeprefix("copy."))
 
 
-class Bias(Adapter):
-    """A float32 copy of its host's bias [out], for a host that adds it at the end of its forward."""
+class Rebiased(Adapter):
+    """An adapter that may also train the bias [out] of its host: a float32 copy that takes its place."""
 
-    def __init__(self, host: nn.Module) -> None:
+    def __init__(self, host: nn.Module, bias: bool) -> None:
         super().__init__()
-        self.bias = own_bias(host)
+        self.bias = own_bias(host) if bias else None
 
-    def forward(self, base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return rebiased(base(*args, **kwargs), self.host, self.bias)
+    def rebiased(self, y: Tensor) -> Tensor:
+        """`y`, which the host computed, with the own bias instead of the host's."""
+        old = hosts.bias(self.host)
+        if self.bias is None or old is None:
+            return y
+        change = (self.bias - old).to(y.dtype)
+        return y + change.reshape(*change.shape, *(1,) * hosts.behind_channels(self.host, y))
 
     def merged(self, value: Tensor, name: str = "weight") -> Tensor:
         return value if name != "bias" or self.bias is None else self.bias.detach().to(value)
+
+    def peft_key(self, site: str, leaf: str) -> str:
+        return super().peft_key(site, "base_layer.bias" if leaf == "bias" else leaf)
+
+
+class Bias(Rebiased):
+    """A float32 copy of its host's bias [out] and nothing else, for a host that adds it at the end of its forward."""
+
+    def __init__(self, host: nn.Module) -> None:
+        super().__init__(host, bias=True)
+
+    def forward(self, base: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self.rebiased(base(*args, **kwargs))
+
+    def peft_key(self, site: str, leaf: str) -> str:
+        return Adapter.peft_key(self, site, leaf)  # HF PEFT wraps nothing here
 
 
 def own_bias(host: nn.Module) -> nn.Parameter | None:
@@ -87,15 +108,6 @@ def own_bias(host: nn.Module) -> nn.Parameter | None:
     if bias is None:
         return None
     return nn.Parameter(torch.zeros(bias.shape) if bias.is_meta else bias.detach().float().clone())
-
-
-def rebiased(y: Tensor, host: nn.Module, bias: Tensor | None) -> Tensor:
-    """`y`, which `host` computed, with the bias of `host` replaced by `bias`."""
-    old = hosts.bias(host)
-    if bias is None or old is None:
-        return y
-    change = (bias - old).to(y.dtype)
-    return y + change.reshape(*change.shape, *(1,) * hosts.behind_channels(host, y))
 
 
 def pristine(host: nn.Module) -> nn.Module:

@@ -10,19 +10,18 @@ from torch import Tensor, nn
 
 from peftctl.engine import hosts
 from peftctl.engine.adapter import Adapter
-from peftctl.engine.trained import own_bias, rebiased
+from peftctl.engine.trained import Rebiased
 from peftctl.errors import AdapterError
 
 
-class Update(Adapter):
+class Update(Rebiased):
     """x [..., in] -> y [..., out]; with `bias` the host's bias [out] is trained too."""
 
     scalable = True
 
     def __init__(self, host: nn.Module, dropout: float, bias: bool = False) -> None:
-        super().__init__()
+        super().__init__(host, bias)
         self.dropout = nn.Dropout(dropout)
-        self.bias = own_bias(host) if bias else None
 
     def update(self, x: Tensor) -> Tensor:
         """U x: x [..., in] -> [..., out], in the dtype of `x`."""
@@ -33,14 +32,11 @@ class Update(Adapter):
         raise NotImplementedError
 
     def forward(self, base: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y = base(x, *args, **kwargs) + self.strength * self.update(self.dropout(x))
-        return rebiased(y, self.host, self.bias)
+        return self.rebiased(base(x, *args, **kwargs) + self.strength * self.update(self.dropout(x)))
 
     def merged(self, value: Tensor, name: str = "weight") -> Tensor:
-        if name == "bias" and self.bias is not None:
-            return self.bias.detach().to(value)
         if name != "weight":
-            return value
+            return super().merged(value, name)
         update = hosts.stored(self.host, self.strength * self.matrix())
         return (value.float() + update.to(value.device)).to(value.dtype)
 
@@ -50,6 +46,3 @@ class Update(Adapter):
         if not torch.allclose(self.matrix(), cast(Update, earlier).matrix()):  # another scale, seed or way to compress
             hint = "give the method the settings that the adapter was made with"
             raise AdapterError("the tensors there would be another update here", hint)
-
-    def peft_key(self, site: str, leaf: str) -> str:
-        return super().peft_key(site, "base_layer.bias" if leaf == "bias" else leaf)

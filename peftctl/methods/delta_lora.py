@@ -24,28 +24,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftctl.config.block import Natural, Positive
-from peftctl.engine import hosts
 from peftctl.engine.adapter import Adapter
 from peftctl.engine.anatomy import Site
 from peftctl.engine.attach import adapters_of, methods
-from peftctl.engine.low_rank import LoRALinear
+from peftctl.engine.low_rank import LoRAFromStart
 from peftctl.engine.method import register
 from peftctl.engine.sample import Sample
 from peftctl.engine.starts import FROM_START
 from peftctl.methods.lora import LoRA
 
 
-class DeltaLoRALinear(LoRALinear):
-    """x [..., in] -> y [..., out]; with `bias` the host's bias [out] is trained too."""
-
-    start_A: Tensor
-    start_B: Tensor
+class DeltaLoRALinear(LoRAFromStart):
+    """x [..., in] -> y [..., out], since the weight began to move at (A_K, B_K)."""
 
     def __init__(self, host: nn.Module, rank: int, scale: float, bias: bool, update_ratio: float) -> None:
         super().__init__(host, rank, scale, 0.0, bias)
         self.update_ratio = update_ratio
-        self.register_buffer("start_A", self.lora_A.weight.detach().clone())
-        self.register_buffer("start_B", self.lora_B.weight.detach().clone())
+        self.hold()
 
     @torch.no_grad()
     def hold(self) -> None:
@@ -53,27 +48,15 @@ class DeltaLoRALinear(LoRALinear):
         self.start_A.copy_(self.lora_A.weight)
         self.start_B.copy_(self.lora_B.weight)
 
-    def doubled(self) -> tuple[Tensor, Tensor]:
-        """A [2 r, in] and B [out, 2 r] of the plain LoRA that this is, with the gradients of B A alone."""
+    def plain(self) -> tuple[Tensor, Tensor]:
+        """A [2 r, in] and B [out, 2 r], with the gradients of B A alone."""
         more = 1 + self.update_ratio
         A, B = (factor.detach() + (factor - factor.detach()) / more for factor in self.factors())
         return torch.cat([A, self.start_A]), torch.cat([more * B, -self.update_ratio * self.start_B], dim=1)
 
     def update(self, x: Tensor) -> Tensor:
-        A, B = self.doubled()
+        A, B = self.plain()
         return F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))
-
-    def merged(self, value: Tensor, name: str = "weight") -> Tensor:
-        if name != "weight":
-            return super().merged(value, name)
-        A, B = self.doubled()
-        update = hosts.stored(self.host, (self.strength * self.scale) * (B.float() @ A.float()))
-        return (value.float() + update.to(value.device)).to(value.dtype)
-
-    def exported(self) -> dict[str, Tensor]:
-        A, B = self.doubled()
-        own = {} if self.bias is None else {"bias": self.bias}
-        return own | {"lora_A.weight": A, "lora_B.weight": B}
 
 
 @register

@@ -29,7 +29,6 @@ from peftctl.engine.anatomy import Site
 from peftctl.engine.low_rank import LoRAEmbedding, LoRALinear, LowRank
 from peftctl.engine.method import register
 from peftctl.engine.starts import FROM_START
-from peftctl.engine.trained import rebiased
 from peftctl.methods.lora import LoRA
 
 
@@ -128,7 +127,7 @@ class DoRALinear(DoRAAdapter, LoRALinear):
 
     def forward(self, base: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y = self.magnified(base(x, *args, **kwargs), self.lora_A(self.dropout(x)))
-        return rebiased(y, self.host, self.bias)
+        return self.rebiased(y)
 
 
 class DoRAEmbedding(DoRAAdapter, LoRAEmbedding):

@@ -30,30 +30,29 @@ from peftctl.engine.attach import adapters_of
 from peftctl.engine.biased import Biased
 from peftctl.engine.method import register
 from peftctl.engine.peft_config import Reader
-from peftctl.engine.trained import own_bias, rebiased
+from peftctl.engine.trained import Rebiased
 
 
-class Rotation(Adapter):
+class Rotation(Rebiased):
     """x [..., in] -> y [..., out]; a row of oft_R [k, b (b - 1) / 2] is what is above the diagonal of one Q_i.
 
     With `block_share` there is one row for all blocks.
     """
 
     def __init__(self, host: nn.Module, method: OFT) -> None:
-        super().__init__()
+        super().__init__(host, method.bias != "none")
         in_features, _ = hosts.features(host)
         self.method = method
         self.size = method.size(in_features)
         self.blocks = in_features // self.size
         rows = 1 if method.block_share else self.blocks
         self.oft_R = nn.Parameter(torch.zeros(rows, self.size * (self.size - 1) // 2))
-        self.bias = own_bias(host) if method.bias != "none" else None
 
     def forward(self, base: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         change = self.change()
         if self.training and self.method.dropout > 0:
             change = change * (torch.rand(self.blocks, 1, 1, device=change.device) >= self.method.dropout)
-        return rebiased(base(self.turned(x, change.to(x.dtype)), *args, **kwargs), self.host, self.bias)
+        return self.rebiased(base(self.turned(x, change.to(x.dtype)), *args, **kwargs))
 
     def turned(self, x: Tensor, change: Tensor) -> Tensor:
         """Rows x [..., in] turned: every block of them becomes x_i + x_i change_i."""
@@ -78,15 +77,13 @@ class Rotation(Adapter):
         return torch.where(norm <= most, self.oft_R, self.oft_R * (most / norm))
 
     def merged(self, value: Tensor, name: str = "weight") -> Tensor:
-        if name == "bias" and self.bias is not None:
-            return self.bias.detach().to(value)
         if name != "weight":
-            return value
+            return super().merged(value, name)
         weight = self.turned(hosts.stored(self.host, value.float()), self.change().mT.to(value.device))
         return hosts.stored(self.host, weight).to(value.dtype)
 
     def peft_key(self, site: str, leaf: str) -> str:
-        return super().peft_key(site, {"oft_R": "oft_R.weight", "bias": "base_layer.bias"}[leaf])
+        return super().peft_key(site, "oft_R.weight" if leaf == "oft_R" else leaf)
 
 
 def skew(entries: Tensor, size: int) -> Tensor:

@@ -70,7 +70,7 @@ def test_loftq_merges_into_what_it_was_trained_on_alone(network: str, make_run: 
     assert report["proof"]["difference"] < 1e-4
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     for site, adapter in adapters_of(live(run, "nf4"), "default").items():
-        A, B = adapter.factors()
+        A, B = adapter.plain()
         expected = hosts.weight(adapter.host).float() + (6 / 4) * B @ A
         torch.testing.assert_close(hosts.weight(merged.get_submodule(site)), expected, rtol=0, atol=2e-6)
 
@@ -95,7 +95,7 @@ def test_other_starts_merge_into_either(how: str, into: str, network: str, make_
         AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32) for f in (tmp_path / "out", tmp_path / "base-0")
     )
     for site, adapter in adapters_of(live(run, "nf4"), "default").items():
-        A, B = adapter.factors()
+        A, B = adapter.plain()
         assert len(A) == (4 if how == "eva" else 8)
         before = adapter.host if into == "dequantised" else base.get_submodule(site)
         expected = hosts.weight(before).float() + (6 / 4) * B @ A

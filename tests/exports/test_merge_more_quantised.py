@@ -73,7 +73,7 @@ def assert_hosts_equal(merged: nn.Module, live: nn.Module) -> None:
     found = adapters_of(live, "default")
     assert len(found) in (8, 14)
     for site, adapter in found.items():
-        a, b = adapter.factors()
+        a, b = adapter.plain()
         expected = hosts.weight(adapter.host).float() + adapter.scale * (b @ a)
         torch.testing.assert_close(hosts.weight(merged.get_submodule(site)), expected, rtol=0, atol=2e-6)
 
