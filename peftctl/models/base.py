@@ -14,6 +14,7 @@ from peftctl.errors import ModelError
 from peftctl.models import quantization
 from peftctl.models.device import choose_device, choose_dtype
 from peftctl.models.folder import check_weights, fingerprint, read_config, weight_files
+from peftctl.models.head import CAUSAL, Head
 from peftctl.models.kind import check_kind
 from peftctl.models.quiet import Say, quiet, reason, silent
 from peftctl.models.source import local, resolve
@@ -56,7 +57,7 @@ class Base:
     """A base model ready for adapters."""
 
     model: PreTrainedModel
-    """A causal language model in eval mode; its parameters are not frozen yet."""
+    """In eval mode; its parameters are not frozen yet."""
 
     tokenizer: PreTrainedTokenizerBase
     """As it came, with a pad token."""
@@ -73,6 +74,9 @@ class Base:
     name: str
     """How others can name it: the hub id, or the absolute path of the folder or .gguf file."""
 
+    new: tuple[str, ...] = ()
+    """Names of the modules that its files lack, which start from random numbers: the head of a classifier."""
+
 
 def load_tokenizer(model: Model, root: Path = Path("."), say: Say = silent) -> PreTrainedTokenizerBase:
     """The tokenizer alone, without the weights of a hub id; see `read_tokenizer` for what it guarantees.
@@ -86,6 +90,7 @@ def load_tokenizer(model: Model, root: Path = Path("."), say: Say = silent) -> P
 
 def load(
     model: Model,
+    head: Head = CAUSAL,
     *,
     root: Path = Path("."),
     quantize: bool = True,
@@ -95,6 +100,7 @@ def load(
     """The base model with its tokenizer, its weights read once and straight to where they stay.
 
     Args:
+        head: what kind of model it is loaded as.
         root: what a relative path is relative to.
         quantize: False gives the base as it was before quantisation, whatever the recipe says: for merging.
         device_map: transformers' own, where one device is not enough.
@@ -111,10 +117,10 @@ def load(
     folder = local(place, model.revision, root=root, say=say)
     # the cheap looks come first: a mistake is told before gigabytes are read
     config = read_config(folder, place)
-    check_kind(folder, config, check_weights(weight_files(folder, place), place), place)
-    tokenizer = read_tokenizer(folder, place, say)
+    check_kind(folder, config, check_weights(weight_files(folder, place), place), place, head)
+    tokenizer = read_tokenizer(folder, place, say, writes=not head.classifies)
 
-    options: dict[str, Any] = {"device_map": {"": device} if device_map is None else device_map}
+    options: dict[str, Any] = {"device_map": {"": device} if device_map is None else device_map, **head.options()}
     if model.attention != "auto":
         options["attn_implementation"] = model.attention
     if quantize and model.quantization != "none":
@@ -122,7 +128,9 @@ def load(
             model.quantization, double=model.double_quantization, dtype=dtype, device=device
         )
         say(f"weights in {model.quantization}")
-    network = _read(folder, dtype, options, place, say)
+    network, new = _read(folder, head, dtype, options, place, say)
+    if head.classifies and network.config.pad_token_id is None:  # a decoder classifies at its last real token
+        network.config.pad_token_id = tokenizer.pad_token_id
     quantization.keep_layout(network)
     if warning := quantization.misread_widths(network, device):
         say(f"warning: {warning}")
@@ -133,7 +141,7 @@ def load(
         )
     name = str(resolve(place, root))
     network.config._name_or_path = network.name_or_path = name
-    return Base(network, tokenizer, dtype, device, folder, name)
+    return Base(network, tokenizer, dtype, device, folder, name, new)
 
 
 def _check_attention(attention: str, device: torch.device) -> None:
@@ -148,12 +156,15 @@ def _check_attention(attention: str, device: torch.device) -> None:
         )
 
 
-def _read(folder: Path, dtype: torch.dtype, options: dict[str, Any], place: str, say: Say) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+def _read(
+    folder: Path, head: Head, dtype: torch.dtype, options: dict[str, Any], place: str, say: Say
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The network, and the names of the modules of a classifier that are new."""
+    import transformers
 
     try:
         with quiet():
-            network, report = AutoModelForCausalLM.from_pretrained(
+            network, report = getattr(transformers, head.auto).from_pretrained(
                 folder,
                 dtype=dtype,
                 use_safetensors=True,
@@ -170,9 +181,14 @@ def _read(folder: Path, dtype: torch.dtype, options: dict[str, Any], place: str,
         raise ModelError(f"{place}: cannot be loaded: {reason(error)}") from error
     # transformers makes up what it does not find: a model with random layers, and a warning at most
     hint = "was it saved without its head, or do configuration and weights belong to different models?"
-    if missing := sorted(report["missing_keys"]):
+    own = _head_keys(network) if head.classifies else set()
+    others = {key for key, *_ in report["mismatched_keys"]} & own
+    new = {key for key in report["missing_keys"] if key in own} | others
+    if new:
+        say(f"new, starting from random numbers: {_few(sorted(new))}")
+    if missing := sorted(set(report["missing_keys"]) - new):
         raise ModelError(f"{place}: {len(missing)} tensors of the model are not in its files: {_few(missing)}", hint)
-    if mismatched := sorted(report["mismatched_keys"]):
+    if mismatched := sorted(each for each in report["mismatched_keys"] if each[0] not in new):
         name, found, wanted = mismatched[0]
         shapes = f"`{name}` is {list(found)}, should be {list(wanted)}"
         raise ModelError(
@@ -181,7 +197,20 @@ def _read(folder: Path, dtype: torch.dtype, options: dict[str, Any], place: str,
     if unused := sorted(report["unexpected_keys"]):
         say(f"{len(unused)} tensors in the files are no part of the model: {_few(unused)}")
     model: PreTrainedModel = network.eval()
-    return model
+    return model, tuple(sorted({_outermost(key, own) for key in new}))
+
+
+def _head_keys(network: PreTrainedModel) -> set[str]:
+    """The parameters outside the model inside the model; the pooler of BERT's kin belongs to what classifies."""
+    prefix = f"{network.base_model_prefix}."
+    return {name for name in network.state_dict() if not name.startswith(prefix) or ".pooler." in name}
+
+
+def _outermost(key: str, own: set[str]) -> str:
+    """The outermost module that holds the tensor `key` and nothing but tensors of `own`."""
+    parts = key.split(".")[:-1]
+    prefix = ".".join(parts)
+    return parts[0] if all(not name.startswith(parts[0] + ".") or name in own for name in own) else prefix
 
 
 def _few(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What kind of model a configuration describes: only a causal language model of a known type is loaded."""
+"""What kind of model a configuration describes: only one of the kind asked for, of a known type, is loaded."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 from peftctl.errors import ModelError
 from peftctl.models.folder import Stored
+from peftctl.models.head import CAUSAL, Head
 from peftctl.models.quiet import quiet, reason
 
 _FOREIGN = "are some files missing, or do configuration and weights belong to different models?"
 
 
-def check_kind(folder: Path, config: dict[str, Any], stored: Stored, place: str) -> None:
-    """Refuse what is no causal language model, by its configuration alone.
+def check_kind(folder: Path, config: dict[str, Any], stored: Stored, place: str, head: Head = CAUSAL) -> None:
+    """Refuse what is no model of the kind `head`, by its configuration alone.
 
     Args:
         config: the contents of `config.json`.
@@ -50,26 +51,7 @@ def check_kind(folder: Path, config: dict[str, Any], stored: Stored, place: str)
         if isinstance(size, int) and size > stored.largest:
             raise ModelError(f"{where}: `{key}: {size}`, but no tensor is larger than {stored.largest}", _FOREIGN)
     architectures = config.get("architectures")
-    if _causal(parsed, architectures):
+    if head.fits(parsed, architectures):
         return
     what = ", ".join(f"`{name}`" for name in architectures) if isinstance(architectures, list) else f"`{kind}`"
-    raise ModelError(
-        f"{place}: {what} is no causal language model",
-        "choose one that writes text, such as `HuggingFaceTB/SmolLM2-135M-Instruct`",
-    )
-
-
-def _causal(parsed: Any, architectures: Any) -> bool:
-    """By the class the weights were saved from, where it is named; else by the type."""
-    from transformers.models.auto import modeling_auto as auto
-
-    classes = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if parsed.model_type not in classes:
-        return False
-    # BERT and its kin have a causal class too, which must be told to look back only
-    if parsed.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(parsed, "is_decoder", False):
-        return False
-    if not isinstance(architectures, list) or not architectures:
-        return True
-    # the endings are for old spellings of known classes (`LLaMAForCausalLM`)
-    return any(name in classes.values() or str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)
+    raise ModelError(f"{place}: {what} is no {head.what}", f"choose one such as `{head.example}`")

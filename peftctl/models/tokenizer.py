@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 _FILES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json")
 
 
-def read_tokenizer(folder: Path, place: str, say: Say = silent) -> PreTrainedTokenizerBase:
+def read_tokenizer(folder: Path, place: str, say: Say = silent, *, writes: bool = True) -> PreTrainedTokenizerBase:
     """The tokenizer of a local model folder; without a pad token it pads with its end token, and says so.
 
     Padding is masked by position, never by id, so that an end token used as padding is still trained.
+
+    Args:
+        writes: whether the model writes texts, which need a token to end with.
 
     Raises:
         ModelError: no tokenizer here, an unreadable one, or one without an end token.
@@ -34,12 +37,12 @@ def read_tokenizer(folder: Path, place: str, say: Say = silent) -> PreTrainedTok
             )
     except Exception as error:  # a foreign file: whatever the library raises, the file is what is wrong
         raise ModelError(f"{place}: its tokenizer cannot be read: {reason(error)}") from error
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None and writes:
         raise ModelError(
             f"{place}: its tokenizer has no end token, so an answer could not be taught to stop",
             "set `eos_token` in `tokenizer_config.json`",
         )
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
         say(f"no pad token: padding with `{tokenizer.eos_token}`")
     return tokenizer

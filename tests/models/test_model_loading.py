@@ -264,7 +264,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "masked": (
         lambda f: edit(f / "config.json", architectures=["LlamaForSequenceClassification"]),
         "`LlamaForSequenceClassification` is no causal language model",
-        "writes text",
+        "choose one such as",
     ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights in this folder", "interrupted"),
     "pickles": (only_pickles, "its weights are pickles (`pytorch_model.bin`)", "convert to safetensors"),
