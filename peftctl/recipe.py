@@ -20,6 +20,7 @@ from peftctl.config.document import Document
 from peftctl.config.write import dump as plain
 from peftctl.config.write import to_yaml
 from peftctl.data.dataset import Dataset, Source, Sources, Split
+from peftctl.data.sources import FILES as DATA_FILES
 from peftctl.engine.method import Method, name_of
 from peftctl.errors import RecipeError
 from peftctl.evaluation.evaluation import Evaluation
@@ -147,7 +148,7 @@ def located(recipe: Recipe, root_of: Callable[..., Path], write: Callable[[Path]
 
     def here(text: str, *keys: str | int) -> str:
         path = root_of(*keys) / Path(text).expanduser()
-        local = text.startswith((".", "/", "~")) or Path(text).suffix in FILES or "*" in text or path.exists()
+        local = text.startswith((".", "/", "~")) or text.lower().endswith(FILES) or "*" in text or path.exists()
         return write(path) if local else text
 
     def sources(spec: Sources | Split | None, *keys: str | int) -> Any:
@@ -178,7 +179,7 @@ def located(recipe: Recipe, root_of: Callable[..., Path], write: Callable[[Path]
     return replace(recipe, model=model, method=method, dataset=dataset)
 
 
-FILES = (".jsonl", ".json", ".gguf", ".csv", ".txt")
+FILES = (*DATA_FILES, ".gguf")
 """Endings that no hub id has: such a text is a path even when nothing is there."""
 
 

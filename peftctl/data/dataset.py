@@ -7,6 +7,9 @@ from typing import Literal
 
 from peftctl.config.block import Block, Count, Fraction
 
+SampleBy = Literal["document", "paragraph", "line"]
+"""What one row of a text file is."""
+
 Format = Literal["messages", "prompt_completion", "text"]
 """What a row can be."""
 
@@ -16,7 +19,9 @@ class Source(Block):
     """One place that rows come from, where a bare path does not say enough."""
 
     path: str
-    """A `.jsonl` or `.json` file, a folder or a glob of them, or a hub id; an existing path beats a hub id."""
+    """A file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.txt`, `.md`; all but Parquet also as `.gz`), a folder or
+    a glob of one kind of them, or a hub id; an existing path beats a hub id. In a folder, README and LICENSE are no
+    rows."""
 
     split: str = "train"
     """Split of a hub data set; files have none."""
@@ -24,12 +29,24 @@ class Source(Block):
     subset: str | None = None
     """Subset (configuration) of a hub data set."""
 
+    streaming: bool = False
+    """Whether rows of a hub data set are fetched one after another instead of downloading all of it; the first
+    `max_rows` are fetched once and held in memory."""
+
+    max_rows: Count | None = None
+    """How many rows are read, from the first on, those included that cannot be used; left out, all of them."""
+
+    sample_by: SampleBy = "document"
+    """What one row of a text file is: all of it, a paragraph (ends at a blank line), or a line."""
+
     format: Format | None = None
     """What the rows of this source are; left out, `dataset.format` holds."""
 
     def __post_init__(self) -> None:
         if not self.path.strip():
             raise ValueError("`path` is empty")
+        if self.streaming and self.max_rows is None:
+            raise ValueError("`streaming` needs `max_rows`; hint: the rows are held in memory, so say how many")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from peftctl.config.near import did_you_mean
 from peftctl.data.dataset import Format
-from peftctl.data.json_rows import Row
+from peftctl.data.file import Row
 from peftctl.errors import DataError, Problem
 
 Message = dict[str, Any]

@@ -9,81 +9,33 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
+from peftctl.data.file import MAX_BYTES, File, Row, not_utf8
 from peftctl.errors import DataError, Problem
-
-MAX_BYTES = 16 * 2**20
-"""Longest row, in bytes."""
 
 MAX_DEPTH = 64
 """Deepest nesting of a row; the row itself is one deep."""
 
-Digest = Callable[[bytes], object]
-"""Takes the bytes of the data as they are read, such as the `update` of a hash."""
-
-_BOM = b"\xef\xbb\xbf"
-_WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _SPACE = " \t\r\n"
-
-
-class Row(NamedTuple):
-    """One object of a data file, and where it stands: `file:line`, or `id[split]:row`."""
-
-    place: str
-    value: dict[str, Any]
 
 
 class _Refused(ValueError):
     """JSON that Python would read and we do not."""
 
 
-def read_file(path: Path, name: str, digest: Digest) -> Iterator[Row | Problem]:
-    """The rows of a `.jsonl` or `.json` file, and in their places the mistakes. Places start with `name`.
-
-    Raises DataError when the file as a whole cannot be used: not readable, not text, empty.
-    """
-    try:
-        with path.open("rb") as file:
-            start = file.read(3)
-            if not start:
-                raise DataError(f"{name}: the file is empty")
-            if start[:2] in _WIDE_BOMS:
-                raise DataError(f"{name}: not UTF-8 but UTF-16", "save it as UTF-8")
-        rows = _lines(path, name, digest) if path.suffix.lower() == ".jsonl" else _list(path, name, digest)
-        first = next(rows, None)
-        if first is None:
-            raise DataError(f"{name}: no rows in the file")
-        yield first
-        yield from rows
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from None
-
-
-def _lines(path: Path, name: str, digest: Digest) -> Iterator[Row | Problem]:
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(MAX_BYTES + 1):
-            number += 1
-            place = f"{name}:{number}"
-            digest(line)
-            if len(line) > MAX_BYTES:
-                while line and not line.endswith(b"\n"):
-                    line = file.readline(MAX_BYTES)
-                    digest(line)
-                yield Problem(f"{place}: the line is longer than {MAX_BYTES // 2**20} MB", "is it one object per line?")
-                continue
-            if number == 1:
-                line = line.removeprefix(_BOM)
-            if not line.strip():
-                continue
+def lines(file: File) -> Iterator[Row | Problem]:
+    """The rows of a `.jsonl` file, and in their places the mistakes."""
+    for number, line in file.lines():
+        place = f"{file.name}:{number}"
+        if line is None:
+            yield Problem(f"{place}: the line is longer than {MAX_BYTES // 2**20} MB", "is it one object per line?")
+        elif line.strip():
             try:
                 yield _row(line.decode(), place)
             except UnicodeDecodeError as error:
-                byte = line[error.start]
-                yield Problem(f"{place}:{error.start + 1}: not UTF-8 (byte 0x{byte:02x})", "save the file as UTF-8")
+                yield not_utf8(place, error)
             except DataError as error:
                 yield from error.problems
 
@@ -101,17 +53,20 @@ def _row(text: str, place: str) -> Row:
     return _checked(value, text, place)
 
 
-def _list(path: Path, name: str, digest: Digest) -> Iterator[Row | Problem]:
-    """Element by element, so that each has its line. A mistake in the JSON itself raises: there is no next line to go
-    on from, and skipping the rest would lose rows that nobody counted."""
-    data = path.read_bytes()
-    digest(data)
+def elements(file: File) -> Iterator[Row | Problem]:
+    """The rows of a `.json` file, element by element, so that each has its line.
+
+    A mistake in the JSON itself raises DataError: there is no next line to go on from, and skipping the rest would lose
+    rows that nobody counted.
+    """
+    data, name = file.whole(), file.name
     try:
-        text = data.removeprefix(_BOM).decode()
+        text = data.decode()
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        byte = error.object[error.start]
-        raise DataError(f"{name}:{line}: not UTF-8 (byte 0x{byte:02x})", "save the file as UTF-8") from None
+        line_start = data.rfind(b"\n", 0, error.start) + 1
+        error = UnicodeDecodeError("utf-8", data[line_start : error.end], error.start - line_start, error.end, "")
+        number = data.count(b"\n", 0, line_start) + 1
+        raise DataError.of([not_utf8(f"{name}:{number}", error)]) from None
     position, line, seen = _skip(text, 0), 1, 0
 
     def place(at: int) -> str:
@@ -164,7 +119,7 @@ def _checked(value: object, text: str, place: str) -> Row:
     # The number of brackets bounds the depth from above, so hardly any row needs the walk.
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise DataError(f"{place}: nested deeper than {MAX_DEPTH}")
-    if "\\u" in text:
+    if "\\ud" in text or "\\uD" in text:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:

@@ -16,8 +16,8 @@ from typing import Any
 from peftctl.data.account import SHOWN, Counts, Mistakes, settle
 from peftctl.data.dataset import Dataset, Format, Source, Sources
 from peftctl.data.encode import Encoded, Encoder
+from peftctl.data.file import Digest
 from peftctl.data.formats import Chat, Parsed, check, guess
-from peftctl.data.json_rows import Digest
 from peftctl.data.sources import listed, read
 from peftctl.data.template import find
 from peftctl.errors import DataError, Problem

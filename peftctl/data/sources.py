@@ -1,23 +1,44 @@
-"""What `dataset.train` and `dataset.eval` name: files, folders, globs and hub ids, read as one stream of rows."""
+"""What `dataset.train` and `dataset.eval` name: files, folders, globs and hub ids, read as one stream of rows.
+
+A kind of file is one reader and one entry of READERS.
+"""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
-from functools import lru_cache
 from glob import glob, has_magic
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
+from peftctl.data import csv_rows, hub_rows, json_rows, parquet_rows, text_rows
 from peftctl.data.dataset import Source, Sources
-from peftctl.data.json_rows import Digest, Row, read_file
+from peftctl.data.file import Digest, File, Row
 from peftctl.errors import DataError, Problem
 
-SUFFIXES = (".jsonl", ".json")
+READERS: dict[str, Callable[[File, Source], Iterator[Row | Problem]]] = {
+    ".jsonl": lambda file, source: json_rows.lines(file),
+    ".json": lambda file, source: json_rows.elements(file),
+    ".csv": lambda file, source: csv_rows.records(file, ","),
+    ".tsv": lambda file, source: csv_rows.records(file, "\t"),
+    ".parquet": lambda file, source: parquet_rows.records(file),
+    ".txt": lambda file, source: text_rows.samples(file, source.sample_by),
+    ".md": lambda file, source: text_rows.samples(file, source.sample_by),
+}
+TEXTS = (".txt", ".md")
+"""The kinds that `sample_by` says something about."""
+
+PACKED = tuple(f"{suffix}.gz" for suffix in READERS if suffix != ".parquet")
+SUFFIXES = (*READERS, *PACKED)
+"""Endings of the files that are read."""
+
+FILES = (*SUFFIXES, ".arrow", ".bz2", ".gz", ".xlsx", ".xz", ".yaml", ".yml", ".zip", ".zst")
+"""Endings that no hub id has: such a text is a path even when nothing is there."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_FILE_SUFFIX = re.compile(r"\.(jsonl?|csv|tsv|txt|parquet|arrow|ya?ml|gz|zst|zip)$", re.IGNORECASE)
+_ABOUT = re.compile(r"(readme|licen[cs]e)\b", re.IGNORECASE)
+_KINDS = ", ".join(f"`{suffix}`" for suffix in READERS)
 
 
 def listed(spec: Sources) -> list[Source]:
@@ -26,49 +47,90 @@ def listed(spec: Sources) -> list[Source]:
     return [part if isinstance(part, Source) else Source(path=part) for part in parts]
 
 
-def read(source: Source, root: Path, digest: Digest = lambda data: None) -> Iterator[Row | Problem]:
+def read(source: Source, root: Path, digest: Digest | None = None) -> Iterator[Row | Problem]:
     """The rows of one source, and in their places the mistakes of single rows.
 
-    `root` is where relative paths start: the recipe's folder. `digest` is fed the bytes that are read; for a hub data
-    set, its rows as JSON. Raises DataError when the source as a whole cannot be used.
+    `root` is where relative paths start: the recipe's folder. `digest` is fed the bytes that are read, unpacked; for a
+    hub data set, its rows as JSON. Raises DataError when the source as a whole cannot be used.
+    """
+    found = files(source.path, root)
+    if found is None:
+        rows = hub_rows.records(source, near(source.path, root), digest)
+    else:
+        _refuse_what_files_lack(source, found)
+        rows = (row for path, name in found for row in read_file(File(path, name, digest), source))
+    yield from islice(rows, source.max_rows)
+
+
+def read_file(file: File, source: Source) -> Iterator[Row | Problem]:
+    """The rows of one file of `source`. Raises DataError when the file as a whole cannot be used, or has no rows."""
+    rows = READERS[kind(file.name)](file, source)
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{file.name}: no rows in the file")
+    yield first
+    yield from rows
+
+
+def kind(name: str) -> str:
+    """The key of READERS for a file. Raises DataError when there is none."""
+    if not name.lower().endswith(SUFFIXES):
+        raise DataError(f"{name}: cannot read this kind of file", f"rows come from {_KINDS}, most also as `.gz`")
+    return Path(name.lower().removesuffix(".gz")).suffix
+
+
+def files(text: str, root: Path) -> list[tuple[Path, str]] | None:
+    """Path and name of each file that `text` means, in the order of their names; None when it is a hub id.
+
+    Raises DataError when there is none, or one that cannot be read, or several kinds of them.
     """
     try:
-        files = _files(source.path, root)
+        found = _found(text, root)
     except OSError as error:
-        raise DataError(f"{source.path}: cannot be read: {error.strerror or error}") from None
-    if files is None:
-        yield from _hub(source, root, digest)
-        return
-    for path, name in files:
-        yield from read_file(path, name, digest)
+        raise DataError(f"{text}: cannot be read: {error.strerror or error}") from None
+    kinds = sorted({kind(name) for _, name in found or ()})
+    if len(kinds) > 1:
+        first = f"{text.rstrip('/')}/*{kinds[0]}" if (root / text).is_dir() else f"*{kinds[0]}"
+        mixed = ", ".join(f"`{suffix}`" for suffix in kinds)
+        raise DataError(f"{text}: several kinds of files ({mixed})", f"name one kind in each source, such as `{first}`")
+    return found
 
 
-def _files(text: str, root: Path) -> list[tuple[Path, str]] | None:
-    """Path and name of each file that `text` means, in the order of their names; None when it is a hub id."""
+def _found(text: str, root: Path) -> list[tuple[Path, str]] | None:
     path = root / Path(text).expanduser()
     if path.is_dir():
-        names = sorted(item.name for item in path.iterdir() if item.suffix.lower() in SUFFIXES and item.is_file())
+        names = sorted(item.name for item in path.iterdir() if item.name.lower().endswith(SUFFIXES) and item.is_file())
+        names = [name for name in names if not _ABOUT.match(name)]
         if not names:
-            raise DataError(f"{text}: no `.jsonl` or `.json` file in this folder", "`**/*.jsonl` also looks below it")
+            raise DataError(f"{text}: no file of rows in this folder ({_KINDS})", "`**/*.jsonl` also looks below it")
         return [(path / name, f"{text.rstrip('/')}/{name}") for name in names]
     if path.exists():
-        return [(path, _readable(text))]
+        if not path.is_file():
+            raise DataError(f"{text}: not a file")
+        return [(path, text)]
     if has_magic(text):
         names = sorted(glob(str(Path(text).expanduser()), root_dir=root, recursive=True))
-        found = [(root / name, _readable(name)) for name in names if (root / name).is_file()]
+        found = [(root / name, name) for name in names if (root / name).is_file()]
         if not found:
             raise DataError(f"{text}: no file matches")
         return found
-    if _FILE_SUFFIX.search(text) or not _HUB_ID.fullmatch(text):
+    if text.lower().endswith(FILES) or not _HUB_ID.fullmatch(text):
         raise DataError(f"{text}: no such file or folder in `{root}`, and not a hub id either", near(text, root))
     return None
 
 
-def _readable(name: str) -> str:
-    if not name.lower().endswith(SUFFIXES):
-        hint = "rows come from JSON Lines (`.jsonl`) or a JSON list (`.json`)"
-        raise DataError(f"{name}: cannot read this kind of file", hint)
-    return name
+def _refuse_what_files_lack(source: Source, found: list[tuple[Path, str]]) -> None:
+    """Options that would say nothing about these files are mistakes."""
+    of_hub = {"split": source.split != "train", "subset": source.subset is not None, "streaming": source.streaming}
+    problems = [
+        Problem(f"{source.path}: `{name}` is for hub data sets, and this is here", f"leave `{name}` out")
+        for name, said in of_hub.items()
+        if said
+    ]
+    if source.sample_by != "document" and kind(found[0][1]) not in TEXTS:
+        problems.append(Problem(f"{source.path}: `sample_by` is for plain text", "leave `sample_by` out"))
+    if problems:
+        raise DataError.of(problems)
 
 
 def near(text: str, root: Path) -> str | None:
@@ -79,32 +141,3 @@ def near(text: str, root: Path) -> str | None:
     parent = root / path.parent
     close = get_close_matches(path.name, [item.name for item in parent.iterdir()], n=1) if parent.is_dir() else []
     return f"did you mean `{path.parent / close[0]}`?" if close else None
-
-
-def _hub(source: Source, root: Path, digest: Digest) -> Iterator[Row | Problem]:
-    """Rows of a hub data set; `datasets` keeps them in its own cache."""
-    name = f"{source.path}[{source.split}]"
-    try:
-        rows = _loaded(source.path, source.subset, source.split)
-    except Exception as error:  # the library raises whatever its own libraries raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        hint = near(source.path, root) or "check the id, `split` and `subset`, and that the hub can be reached"
-        text = f"{source.path}: no such file, and the hub data set cannot be loaded: {lines[0][:200]}"
-        raise DataError(text, hint) from None
-    number = 0
-    for number, value in enumerate(rows, start=1):
-        # Columns that a row leaves out come back as None.
-        row = {key: item for key, item in value.items() if item is not None}
-        digest(json.dumps(row, sort_keys=True, default=str).encode())
-        yield Row(f"{name}:{number}", row)
-    if not number:
-        raise DataError(f"{name}: no rows")
-
-
-@lru_cache(maxsize=8)
-def _loaded(path: str, subset: str | None, split: str) -> Iterable[dict[str, Any]]:
-    # Rows are read more than once; asking the hub more than once would take seconds each time.
-    import datasets
-
-    rows: Iterable[dict[str, Any]] = datasets.load_dataset(path, name=subset, split=split)
-    return rows

@@ -14,7 +14,7 @@ from peftctl import recipe as recipes
 from peftctl.config import document as documents
 from peftctl.config.near import did_you_mean
 from peftctl.data.dataset import Source
-from peftctl.data.json_rows import Row
+from peftctl.data.file import Row
 from peftctl.data.sources import read as read_rows
 from peftctl.engine.method import Method
 from peftctl.errors import RecipeError

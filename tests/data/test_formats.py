@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from peftctl.data.file import Row
 from peftctl.data.formats import Chat, Pair, Text, check, guess
-from peftctl.data.json_rows import Row
 from peftctl.errors import DataError
 
 USER = {"role": "user", "content": "hi"}

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from peftctl.data.json_rows import MAX_BYTES, Row, read_file
+from peftctl.data.dataset import Source
+from peftctl.data.file import MAX_BYTES, File, Row
+from peftctl.data.sources import read_file
 from peftctl.errors import DataError, Problem
 
 GOOD = b'{"text": "a"}\n'
@@ -43,7 +45,7 @@ MALFORMED = {
 
 
 def read(path: Path) -> list[Row | Problem]:
-    return list(read_file(path, "data/rows" + path.suffix, lambda data: None))
+    return list(read_file(File(path, "data/rows" + path.suffix), Source(path="data")))
 
 
 @pytest.mark.parametrize("kind", MALFORMED)
@@ -85,7 +87,7 @@ def test_the_column_is_the_one_an_editor_shows(tmp_path: Path) -> None:
 def test_a_file_without_rows_is_an_error(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(DataError, match=f"data/{name}: (the file is empty|no rows in the file)"):
+    with pytest.raises(DataError, match=f"data/{name}: no rows in the file"):
         read(path)
 
 
@@ -101,7 +103,7 @@ def test_a_file_without_rows_is_an_error(tmp_path: Path, name: str, content: byt
         (b'[\n{"text": "a"}', "data/rows.json:2: not JSON: the list has no end"),
         (b'[{"text": "a"},\n]', "data/rows.json:2: not JSON"),
         (b'[{"text": "a"}]\n]', "data/rows.json:1: more text after the end of the list"),
-        (b'[{"text": "a"},\n{"text": "\xff"}]', "data/rows.json:2: not UTF-8"),
+        (b'[{"text": "a"},\n{"text": "\xff"}]', "data/rows.json:2:11: not UTF-8"),
     ],
 )
 def test_a_broken_list_ends_the_file(tmp_path: Path, content: bytes, what: str) -> None:
@@ -155,7 +157,7 @@ def test_depth_of_64_is_read(tmp_path: Path) -> None:
 def test_the_digest_sees_every_byte(tmp_path: Path, write: Callable[..., Path]) -> None:
     seen = bytearray()
     path = write({"text": "a"}, {"text": "b" * 100})
-    list(read_file(path, "rows", seen.extend))
+    list(read_file(File(path, "rows.jsonl", seen.extend), Source(path="data")))
     assert bytes(seen) == path.read_bytes()
 
 

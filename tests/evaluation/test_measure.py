@@ -12,8 +12,8 @@ import tiny_chat
 import torch
 
 from peftctl.data.encode import Encoded, Encoder
+from peftctl.data.file import Row
 from peftctl.data.formats import Parsed, check
-from peftctl.data.json_rows import Row
 from peftctl.errors import DataError
 from peftctl.evaluation.evaluation import Evaluation
 from peftctl.evaluation.loss import mean_loss
