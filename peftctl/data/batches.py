@@ -6,6 +6,7 @@ All pure functions, so that a resumed run, and a run on more processes, sees the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 from typing import Literal
@@ -14,6 +15,10 @@ import torch
 from torch import Tensor
 
 from peftctl.data.encode import IGNORED, Encoded
+from peftctl.data.packing import best_fit, collate_packed
+
+Packing = Literal["lines", "flat"]
+"""How packed rows lie: in lines as long as the longest row of the step, or all of a micro-batch in one line."""
 
 
 def order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -62,3 +67,39 @@ def collate(
         attention_mask[i, at] = 1
         labels[i, at] = torch.tensor(row.labels)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of a step lie in its micro-batches: each row in a line of its own and padded, or packed.
+
+    Packed, the rows go into bins as long as the longest row of the step, and a micro-batch has as many bins as it would
+    have rows: it never needs more memory than the longest rows do with padding. The loss is the same either way.
+    """
+
+    rows: Sequence[Encoded]
+    micro_batch_size: int
+    pad_id: int
+    packing: Packing | None = None
+
+    def micro_batches(self, chosen: Sequence[int], rank: int = 0, world: int = 1) -> list[list[list[int]]]:
+        """This rank's part of one step's rows `chosen`: micro-batches of bins of rows, equally many on every rank."""
+        lengths = {row: len(self.rows[row]) for row in sorted(chosen)}
+        bins = best_fit(lengths, lengths, max(lengths.values())) if self.packing else [[row] for row in lengths]
+        sizes = [sum(lengths[row] for row in bin) for bin in bins]
+        parts = micro_batches(range(len(bins)), sizes, self.micro_batch_size, rank, world)
+        return [[bins[i] for i in part] for part in parts]
+
+    def shape(self, part: Sequence[Sequence[int]]) -> tuple[int, int]:
+        """Lines and tokens, with padding, of one micro-batch that is not empty."""
+        sizes = [sum(len(self.rows[row]) for row in bin) for bin in part]
+        return (1, sum(sizes)) if self.packing == "flat" else (len(sizes), max(sizes))
+
+    def batch(self, part: Sequence[Sequence[int]], device: torch.device) -> dict[str, Tensor]:
+        """The tensors of one micro-batch, on `device`."""
+        bins = [[self.rows[row] for row in bin] for bin in part]
+        if self.packing:
+            made = collate_packed(bins, self.pad_id, flat=self.packing == "flat")
+        else:
+            made = collate([row for bin in bins for row in bin], self.pad_id)
+        return {key: value.to(device) for key, value in made.items()}

@@ -42,7 +42,7 @@ def answer_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor
     columns = wanted.any(dim=0).nonzero().flatten()
     if len(columns) == 0:  # a rank without rows still takes part in the forward
         columns = labels.new_zeros(1)
-    inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    inputs: dict[str, Any] = {key: value for key, value in batch.items() if key != "labels"}
     if takes(model, "prompt_mask"):
         inputs["prompt_mask"] = prompt_mask(batch["labels"])
     sparse = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -56,7 +56,8 @@ def answer_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor
 def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Sum of the cross-entropies [nats] of the trained tokens of a batch, a scalar in float32.
 
-    `batch` holds input_ids, attention_mask and labels [rows, length], labels -100 where not trained.
+    `batch` holds input_ids and labels [rows, length], labels -100 where not trained, and attention_mask where rows are
+    padded, position_ids where they are packed (`collate`, `collate_packed`).
     """
     logits, labels = answer_logits(model, batch)
     if len(labels) == 0:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from peftctl.data.batches import collate, micro_batches, order
+from peftctl.data.batches import Layout, Packing, order
 from peftctl.data.encode import Encoded
 from peftctl.engine.attach import live, trained
 from peftctl.engine.method import Method
@@ -51,6 +51,7 @@ def train(
     stop: Stop,
     log: Callable[[dict[str, Any]], None],
     write_adapter: Callable[[Path], None],
+    packing: Packing | None = None,
     resume_from: checkpoint.Checkpoint | None = None,
 ) -> Progress:
     """Train the adapters attached to `model` on `rows`, in place, and return where it ended.
@@ -65,6 +66,7 @@ def train(
     steps, per_epoch = total_steps(trainer, len(rows)), math.ceil(len(rows) / trainer.batch_size)
     eval_every, save_every = trainer.eval_every or per_epoch, trainer.save_every or per_epoch
     lengths = [len(row) for row in rows]
+    layout = Layout(rows, trainer.micro_batch_size, pad_id, packing)
     rank, world = accelerator.process_index, accelerator.num_processes
     progress = Progress()
 
@@ -105,10 +107,6 @@ def train(
             log({"event": "saved", "step": progress.step, "path": str(path)})
         accelerator.wait_for_everyone()
 
-    def on_device(rows_of: Sequence[Encoded], indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        batch = collate([rows_of[i] for i in indices], pad_id)
-        return {key: value.to(accelerator.device) for key, value in batch.items()}
-
     planned, plan = -1, []
     while progress.step < steps:
         epoch, position = divmod(progress.step, per_epoch)
@@ -119,11 +117,11 @@ def train(
         # forward and backward: every trained token of the step weighs the same, whatever micro-batch it fell in
         chosen = plan[position]
         trained_tokens = sum(rows[i].trained for i in chosen)
-        parts = micro_batches(chosen, lengths, trainer.micro_batch_size, rank, world)
+        parts = layout.micro_batches(chosen, rank, world)
         total = torch.zeros((), device=accelerator.device)
         for index, part in enumerate(parts):
             with nullcontext() if index + 1 == len(parts) else accelerator.no_sync(wrapped):
-                loss = sft.loss(wrapped, on_device(rows, part)) / trained_tokens
+                loss = sft.loss(wrapped, layout.batch(part, accelerator.device)) / trained_tokens
                 # processes average their gradients, and every one of them adds the penalty
                 accelerator.backward(loss * world + method.penalty(model) / len(parts))
             total += loss.detach()

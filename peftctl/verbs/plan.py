@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peftctl.data.batches import Packing
 from peftctl.engine.adapter import Adapter
 from peftctl.engine.anatomy import ends_with
 from peftctl.engine.attach import adapters_of, trained
@@ -34,9 +35,11 @@ class Plan:
     adapter_bytes: int
     """Size of the adapter on disk, without its few hundred bytes of header."""
     steps: int
+    packing: Packing | None
+    """How rows are packed; None when they are padded."""
 
     @classmethod
-    def of(cls, recipe: Recipe, base: Base, rows: Rows, folder: Path) -> Plan:
+    def of(cls, recipe: Recipe, base: Base, rows: Rows, folder: Path, packing: Packing | None) -> Plan:
         """The plan of a recipe whose adapters are attached to `base`."""
         adapters = adapters_of(base.model, "default")
         parameters = trained(base.model).values()
@@ -50,6 +53,7 @@ class Plan:
             total=base.model.num_parameters(),
             adapter_bytes=sum(t.numel() * t.element_size() for t in on_disk(adapters).values()),
             steps=total_steps(recipe.trainer, len(rows.train.rows)),
+            packing=packing,
         )
 
     def record(self) -> dict[str, Any]:
@@ -61,6 +65,7 @@ class Plan:
             "adapter_bytes": self.adapter_bytes,
             "modules": self.matches(),
             "steps": self.steps,
+            "packed": self.packing is not None,
             "rows": self.rows.counts(),
             "tokens": self.rows.train.tokens,
             "trained_tokens": self.rows.train.trained_tokens,
@@ -86,6 +91,7 @@ class Plan:
         held = f", {len(self.rows.eval.rows[: recipe.eval.max_rows]):,} to evaluate on" if self.rows.eval else ""
         tokens = f"{train.tokens:,} tokens, {train.trained_tokens:,} trained"
         rate = trainer.learning_rate or method.learning_rate
+        laid = ", packed" if self.packing else ""
         listen(
             {
                 "event": "plan",
@@ -96,7 +102,10 @@ class Plan:
                         "data",
                         f"{len(train.rows):,} rows, {tokens}{held}",
                     ],
-                    ["training", f"{self.steps:,} steps of {trainer.batch_size} rows, {trainer.optimizer} at {rate:g}"],
+                    [
+                        "training",
+                        f"{self.steps:,} steps of {trainer.batch_size} rows{laid}, {trainer.optimizer} at {rate:g}",
+                    ],
                     ["output", f"{self.folder}, adapter of {self.adapter_bytes / 2**20:.1f} MiB"],
                 ],
             }

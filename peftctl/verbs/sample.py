@@ -7,7 +7,7 @@ from itertools import islice
 
 from torch import Tensor
 
-from peftctl.data.batches import collate, micro_batches, order
+from peftctl.data.batches import Layout, order
 from peftctl.engine.sample import Sample
 from peftctl.models.base import Base
 from peftctl.recipe import Recipe
@@ -22,12 +22,12 @@ def sample_of(recipe: Recipe, base: Base, rows: Rows) -> Sample:
     """The first micro-batches that this run trains on, the same in every process and after a resume."""
     trainer, train = recipe.trainer, rows.train.rows
     lengths = [len(row) for row in train]
+    layout = Layout(train, trainer.micro_batch_size, base.tokenizer.pad_token_id)
 
     def batches() -> Iterator[dict[str, Tensor]]:
         steps = order(lengths, trainer.batch_size, recipe.seed, epoch=0)
-        parts = (part for step in steps for part in micro_batches(step, lengths, trainer.micro_batch_size))
+        parts = (part for step in steps for part in layout.micro_batches(step))
         for part in islice(parts, BATCHES):
-            batch = collate([train[i] for i in part], base.tokenizer.pad_token_id)
-            yield {key: value.to(base.device) for key, value in batch.items()}
+            yield layout.batch(part, base.device)
 
     return Sample(base.tokenizer, batches, sft.loss, base.folder)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from peftctl import recipe as recipes
+from peftctl.data.batches import Packing
 from peftctl.engine.disk import save
 from peftctl.engine.method import Method
 from peftctl.errors import Interrupted, RunError
@@ -25,6 +26,7 @@ from peftctl.training.journal import Journal
 from peftctl.training.loop import Progress
 from peftctl.training.loop import train as loop
 from peftctl.training.memory import peak_memory
+from peftctl.training.packing import choose
 from peftctl.training.signals import Stop
 from peftctl.verbs import provenance
 from peftctl.verbs.events import Listen, silent, speaker
@@ -79,12 +81,13 @@ def train(
         if resume and again is None:
             listen({"event": "note", "text": f"nothing to resume in {folder.path}: starting at the first step"})
         method = start(base, recipe.method, sample_of(recipe, base, rows), again, accelerator, listen)
-        plan = Plan.of(recipe, base, rows, folder.path)
+        packing = choose(recipe.trainer, base.model, rows.train.rows, recipe.seed, speaker(listen))
+        plan = Plan.of(recipe, base, rows, folder.path, packing)
         plan.tell(listen, details=dry_run)
         if dry_run:
             return {"path": str(folder.path), **plan.record()}
         with folder.locked() if accelerator.is_main_process else nullcontext():
-            progress = run(recipe, base, method, rows, folder, resume, accelerator, stop, listen)
+            progress = run(recipe, base, method, rows, packing, folder, resume, accelerator, stop, listen)
         seconds = time.perf_counter() - started
         return outcome(folder, plan, progress, seconds, listen)
 
@@ -94,6 +97,7 @@ def run(
     base: models.Base,
     method: Method,
     rows: Rows,
+    packing: Packing | None,
     folder: RunFolder,
     resume: bool,
     accelerator: Any,
@@ -135,6 +139,7 @@ def run(
             stop=stop,
             log=journal.write if journal else silent,
             write_adapter=write,
+            packing=packing,
             resume_from=found,
         )
     if accelerator.is_main_process:
