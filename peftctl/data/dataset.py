@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, StringConstraints, Tag
 
 from peftctl.config.block import Block, Count, Fraction
 
@@ -12,6 +15,13 @@ SampleBy = Literal["document", "paragraph", "line"]
 
 Format = Literal["messages", "prompt_completion", "text"]
 """What a row can be."""
+
+
+Role = Literal["system", "user", "assistant", "tool"]
+"""Who a message of a conversation is from."""
+
+TrainOn = Literal["assistant", "last", "all"] | list[Role]
+"""What is trained of a conversation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +75,23 @@ Sources = str | Source | list[str | Source]
 """One source or several; a bare text is a path or a hub id."""
 
 
+def what_eval_is(value: Any) -> Literal["rows", "named"]:
+    """Whether `eval` is one set of rows or several by name. A key that is nearly one of a source's is mistyped."""
+    if not isinstance(value, dict):
+        return "rows"
+    known = [field.name for block in (Source, Split) for field in fields(block)]
+    near = (get_close_matches(str(key).casefold(), known, cutoff=0.8) for key in value)  # `pth`, but not `math`: `path`
+    return "rows" if any(near) else "named"
+
+
+SetName = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")]
+EvalSets = Annotated[
+    Annotated[Sources | Split, Tag("rows")] | Annotated[dict[SetName, Sources], Tag("named")],
+    Discriminator(what_eval_is),
+]
+"""Evaluation rows, or several sets of them by name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dataset(Block):
     """What is trained and evaluated on. Relative paths start at the recipe's folder."""
@@ -72,14 +99,22 @@ class Dataset(Block):
     train: Sources
     """Training rows: a file, folder, glob or hub id, `{path, split, subset, format}`, or a list of these."""
 
-    eval: Sources | Split | None = None
-    """Evaluation rows: the same, or `{split: 0.05}` to hold that share of the training rows out."""
+    eval: EvalSets | None = None
+    """Evaluation rows: the same, or `{split: 0.05}` to hold that share of the training rows out, or several sets of
+    rows by name, `{held_out: a.jsonl, hard: b.jsonl}`; the loss of the first says which step is best."""
 
     format: Literal["auto", "messages", "prompt_completion", "text"] = "auto"
     """What a row is; `auto` guesses from the first row of each source and says so."""
 
     chat_template: str = "tokenizer"
     """`tokenizer` for the tokenizer's own, the name of one of peftctl's, or a Jinja file."""
+
+    train_on: TrainOn = "assistant"
+    """What is trained of a conversation: every turn of the assistant with its stop token, the `last` of them, `all`
+    tokens, or the turns of a list of roles. Of prompt and completion, `all` trains the prompt too."""
+
+    system: str | None = None
+    """System message of conversations that have none."""
 
     max_length: Count = 2048
     """Longest row, in tokens."""
@@ -94,7 +129,10 @@ class Dataset(Block):
     """Largest share of rows that may be skipped or dropped before the run stops."""
 
     def __post_init__(self) -> None:
-        for name, value in (("train", self.train), ("eval", self.eval)):
+        if self.eval == {}:
+            raise ValueError("`eval` names no source")
+        named = self.eval.items() if isinstance(self.eval, dict) else [("", self.eval)]
+        for name, value in (("train", self.train), *((f"eval.{key}".rstrip("."), value) for key, value in named)):
             if value == [] or (isinstance(value, str) and not value.strip()):
                 raise ValueError(f"`{name}` names no source")
             if isinstance(value, list) and any(isinstance(path, str) and not path.strip() for path in value):

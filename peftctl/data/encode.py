@@ -1,36 +1,50 @@
 """A parsed row as token ids, and which of them are trained.
 
 Chat: the whole conversation is rendered and tokenised once, so the ids are those of the tokenizer's own rendering;
-trained is every turn of the assistant from where generation would start through its stop token, nothing else.
-Prompt and completion: one text, tokenised as the tokenizer does by default; the completion and `eos_token` are trained.
-Text: everything and `eos_token`. The first token of a row is never trained: nothing stands before it to predict it.
+trained is, unless `train_on` says otherwise, every turn of the assistant from where generation would start through its
+stop token, nothing else. Prompt and completion: one text, tokenised as the tokenizer does by default; the completion
+and `eos_token` are trained. Text: everything and `eos_token`. The first token of a row is never trained: nothing stands
+before it to predict it. A special token that a row's own text spells is ordinary text.
 """
 
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from peftctl.data.dataset import Dataset
+from peftctl.data.dataset import Dataset, TrainOn
 from peftctl.data.fitting import IGNORED as IGNORED
 from peftctl.data.fitting import Encoded as Encoded
-from peftctl.data.fitting import OnLong, fit
-from peftctl.data.formats import Chat, Pair, Parsed, Text
-from peftctl.data.template import render, special_ids
-from peftctl.data.turns import OTHER_TEMPLATE, Turn, trained_turns
+from peftctl.data.fitting import OnLong, Span, fit
+from peftctl.data.formats import Chat, Message, Pair, Parsed, Text
+from peftctl.data.masks import Stops, span_of, trained_messages, without
+from peftctl.data.places import OTHER_TEMPLATE
+from peftctl.data.spelling import Spelling, Tokens
+from peftctl.data.template import render
+from peftctl.data.turns import Turns
 from peftctl.errors import DataError
 
 
 class Encoder:
     """Encodes rows for one tokenizer and one chat template.
 
-    `stop_ids` gathers the tokens that were trained to end an answer: generation has to stop at them.
+    `stop_ids` gathers the tokens that were trained to end an answer: generation has to stop at them. `spelled` counts
+    the rows whose own text spells a special token.
     """
 
-    def __init__(self, tokenizer: Any, template: str | None, max_length: int, on_long: OnLong) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str | None,
+        max_length: int,
+        on_long: OnLong = "truncate",
+        train_on: TrainOn = "assistant",
+        system: str | None = None,
+    ) -> None:
         """`template` is the Jinja text that conversations are rendered with; None where there are none.
 
         Raises DataError for a tokenizer that cannot do it.
@@ -44,14 +58,19 @@ class Encoder:
         self.template = template
         self.max_length = max_length
         self.on_long = on_long
+        self.train_on = train_on
+        self.system = system
         self.stop_ids: set[int] = set()
-        # A word the tokenizer does not know marks nothing, unless that token is `eos_token` too, as in GPT-2.
-        self._special = special_ids(tokenizer) - ({tokenizer.unk_token_id} - {tokenizer.eos_token_id})
+        self.spelled = 0
+        self._spelling = Spelling(tokenizer)
+        self._turns = Turns()
+        self._usual: frozenset[int] | None = None
+        self._stops = Stops(self._spelling.special, tokenizer.bos_token_id, tokenizer.eos_token_id, self._usual_stops)
 
     @classmethod
     def of(cls, dataset: Dataset, tokenizer: Any, template: str | None) -> Encoder:
         """The encoder that a recipe's block asks for."""
-        return cls(tokenizer, template, dataset.max_length, dataset.on_long)
+        return cls(tokenizer, template, dataset.max_length, dataset.on_long, dataset.train_on, dataset.system)
 
     def encode(self, row: Parsed) -> list[Encoded]:
         """The row as it is trained: one, several where it is split, none where it is too long and dropped.
@@ -68,46 +87,76 @@ class Encoder:
             raise DataError(f"{row.place}: trains nothing")
         return Encoded(array("i", ids), kept)
 
-    def _chat(self, chat: Chat) -> tuple[list[int], list[tuple[int, int]]]:
+    def chat_prompt(
+        self, messages: Sequence[Message], tools: Sequence[Any] | None = None, place: str = "messages"
+    ) -> list[int]:
+        """The ids of a conversation up to where the assistant answers. Raises DataError without a chat template."""
+        if self.template is None:
+            raise DataError(f"{place}: there is no chat template to ask with", "set `dataset.chat_template`")
+        chat = self._with_system(Chat(place, list(messages), tools=tools))
+        return self._rendered(chat, add_generation_prompt=True)[1].ids
+
+    def text_prompt(self, text: str) -> list[int]:
+        """The ids of plain text to go on from; an end token that the tokenizer appends would end it, so it goes."""
+        ids = self._spelling.plain(text).ids
+        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
+
+    def _with_system(self, chat: Chat) -> Chat:
+        if self.system is None or any(message["role"] == "system" for message in chat.messages):
+            return chat
+        messages = [{"role": "system", "content": self.system}, *chat.messages]
+        flags = None if chat.flags is None else (True, *chat.flags)
+        return replace(chat, messages=messages, flags=flags, first=chat.first and chat.first + 1)
+
+    def _rendered(self, chat: Chat, add_generation_prompt: bool = False) -> tuple[str, Tokens]:
+        renders = partial(render, tokenizer=self.tokenizer, template=self.template or "", place=chat.place)
+        asking = partial(renders, add_generation_prompt=add_generation_prompt)
+        text = asking(chat.messages, tools=chat.tools)
+        regions = self._spelling.in_rendering(chat.messages, chat.tools, text, asking, chat.place)
+        self.spelled += bool(regions)
+        return text, self._spelling.mixed(text, regions) if regions else self._spelling.tokenise(text)
+
+    def _chat(self, chat: Chat) -> tuple[list[int], list[Span]]:
         assert self.template is not None, "a conversation needs a template"
-        rendered = partial(render, tokenizer=self.tokenizer, template=self.template, place=chat.place)
-        text = rendered(chat.messages)
-        ids, offsets = self._tokenise(text, add_special_tokens=False)
-        begins, ends = [begin for begin, _ in offsets], [end for _, end in offsets]
-        return ids, [self._span(turn, ids, begins, ends, chat.place) for turn in trained_turns(chat, text, rendered)]
+        chat = self._with_system(chat)
+        text, tokens = self._rendered(chat)
+        renders = partial(render, tokenizer=self.tokenizer, template=self.template, place=chat.place, tools=chat.tools)
+        wanted, spared = trained_messages(chat, self.train_on)
+        turns = self._turns.find(chat.messages, sorted({*wanted, *spared}), text, renders, chat.place)
+        spans = {}
+        for turn in turns:
+            spans[turn.message], stop = span_of(turn, tokens, self._stops)
+            if turn.role == "assistant" and turn.message in wanted:
+                if stop is None:
+                    hint = f"no special token ends the answer, so the model would never learn to stop: {OTHER_TEMPLATE}"
+                    raise DataError(f"{chat.place}: the stop token is never trained", hint)
+                self.stop_ids.add(stop)
+        if self.train_on == "all":
+            return tokens.ids, without((0, len(tokens.ids)), [spans[i] for i in spared])
+        return tokens.ids, list(spans.values())
 
-    def _span(
-        self, turn: Turn, ids: Sequence[int], begins: Sequence[int], ends: Sequence[int], place: str
-    ) -> tuple[int, int]:
-        first = bisect_right(ends, turn.start)
-        # A token that joins the end of the header to the beginning of the answer is the header's.
-        first += first < len(ids) and begins[first] < turn.start
-        opening = {self.tokenizer.bos_token_id, *ids[bisect_right(ends, turn.header) : first]}
-        opening.discard(self.tokenizer.eos_token_id)
-        stop = bisect_left(begins, turn.answer_end)
-        while stop < len(ids) and ids[stop] not in self._special:
-            stop += 1
-        if stop < len(ids) and ends[stop] <= turn.limit and ids[stop] not in opening:
-            self.stop_ids.add(ids[stop])
-            return first, stop + 1
-        hint = f"no special token ends the answer, so the model would never learn to stop: {OTHER_TEMPLATE}"
-        raise DataError(f"{place}: the stop token is never trained", hint)
+    def _usual_stops(self) -> frozenset[int]:
+        """What ends plain answers with this template, inside a conversation and at its end."""
+        if self._usual is None:
+            plain = Encoder(self.tokenizer, self.template, self.max_length)
+            said = [{"role": role, "content": "?"} for role in ("user", "assistant") * 2]
+            with suppress(DataError):
+                plain.whole(Chat("", said))
+            self._usual = frozenset(plain.stop_ids | ({self.tokenizer.eos_token_id} - {None}))
+        return self._usual
 
-    def _plain(self, row: Pair | Text) -> tuple[list[int], list[tuple[int, int]]]:
+    def _plain(self, row: Pair | Text) -> tuple[list[int], list[Span]]:
         prompt, text = (row.prompt, row.prompt + row.completion) if isinstance(row, Pair) else ("", row.text)
-        ids, offsets = self._tokenise(text, add_special_tokens=True)
-        eos: int | None = self.tokenizer.eos_token_id
+        tokens = self._spelling.plain(text)
+        self.spelled += self._spelling.in_text(text)
+        ids, eos = tokens.ids, self.tokenizer.eos_token_id
         if eos is None:
             raise DataError(f"{row.place}: the tokenizer has no end token (`eos_token`) to train after the text")
         if not ids or ids[-1] != eos:
             ids.append(eos)
         self.stop_ids.add(eos)
+        if self.train_on == "all":
+            return ids, [(0, len(ids))]
         # Tokens added around the text cover none of it: they come as (0, 0).
-        first = next((i for i, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids) - 1)
+        first = next((i for i, end in enumerate(tokens.ends) if end > len(prompt)), len(ids) - 1)
         return ids, [(first, len(ids))]
-
-    def _tokenise(self, text: str, add_special_tokens: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        tokens = self.tokenizer(
-            text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, truncation=False, verbose=False
-        )
-        return tokens["input_ids"], tokens["offset_mapping"]

@@ -9,7 +9,7 @@ Other columns are ignored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,11 @@ class Chat:
     place: str
     messages: list[Message]
     first: int = 0
+    tools: Sequence[Any] | None = None
+    """JSON schemas of the functions that the assistant may call."""
+
+    flags: tuple[bool, ...] | None = None
+    """Of each message, whether it may be trained."""
 
 
 @dataclass(frozen=True, slots=True)

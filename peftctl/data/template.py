@@ -58,12 +58,24 @@ def find(chat_template: str, tokenizer: Any, root: Path, say: Callable[[str], No
 
 
 def render(
-    messages: Sequence[Message], tokenizer: Any, template: str, place: str, add_generation_prompt: bool = False
+    messages: Sequence[Message],
+    tokenizer: Any,
+    template: str,
+    place: str,
+    add_generation_prompt: bool = False,
+    tools: Sequence[Any] | None = None,
 ) -> str:
-    """The conversation as the tokenizer writes it, special tokens included. A refusal is a DataError at `place`."""
+    """The conversation as the tokenizer writes it, special tokens included. A refusal is a DataError at `place`.
+
+    `tools` are the JSON schemas of the functions that the assistant may call.
+    """
     try:
         text: str = tokenizer.apply_chat_template(
-            list(messages), chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
+            list(messages),
+            tools=None if tools is None else list(tools),
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
         )
     except Exception as error:  # a template can raise anything: its own refusals, TypeError, ZeroDivisionError
         what = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

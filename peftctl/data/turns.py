@@ -1,72 +1,92 @@
-"""Where the assistant speaks in a rendered conversation, found by rendering, never by searching for its words.
+"""Where each speaker's turns are in a rendered conversation, found by rendering, never by searching for words.
 
-A turn starts where generation would: after the rendering of the messages before it with the generation prompt, which
-must open the whole rendering. Its answer ends where a mark put behind the answer comes out, so that repeated, empty and
-stripped answers, special tokens in the answer and templates that drop earlier thinking all have one rule.
+A turn of the assistant starts where generation would: after the rendering of the messages before it with the generation
+prompt, which must open the whole rendering. What is said ends where a mark put behind it comes out, so that repeated,
+empty and stripped answers, tool calls and templates that drop earlier thinking all have one rule. Turns of other roles
+go from mark to mark.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from peftctl.data.formats import Chat, Message
+from peftctl.data.formats import Message
+from peftctl.data.places import OTHER_TEMPLATE, Places, Render
 from peftctl.errors import DataError
-
-OTHER_TEMPLATE = "choose another `dataset.chat_template`"
-_MARKS = [chr(code) for code in range(0xE000, 0xE100)]  # private use: no text means anything by them
-
-
-class Render(Protocol):
-    def __call__(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str: ...
 
 
 class Turn(NamedTuple):
-    """One trained turn, in characters of the rendering: a header, what must be learned, and in it the answer.
+    """One trained turn, in characters of the rendering: a header, what must be learned, and in it what is said.
 
-    The first special token from `answer_end` on closes the turn; it must stand before `limit`.
+    The first special token from `said_end` on closes the turn; it must end at `limit` or before. Behind a tool call,
+    special tokens of the call itself may come first.
     """
 
+    message: int
+    role: str
     header: int
     start: int
-    answer_end: int
+    said_end: int
     limit: int
+    calls: bool
 
 
-def trained_turns(chat: Chat, text: str, render: Render) -> list[Turn]:
-    """The assistant's turns from message `chat.first` on; `text` is `render(chat.messages)`.
+class Turns:
+    """Finds turns in the renderings of one chat template."""
 
-    Raises DataError where the template leaves the place of a turn in doubt.
-    """
-    mark = next((mark for mark in _MARKS if mark not in text), None)
-    if mark is None:
-        raise DataError(f"{chat.place}: the conversation uses all private characters from U+E000 to U+E0FF")
-    spoken = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant" and i >= chat.first]
-    heads = [_head(chat, i, text, render, mark) for i in spoken]
-    limits = [header for header, _ in heads[1:]] + [len(text)]
-    ends = [_marked(chat, i, text, render, mark, behind=True) for i in spoken]
-    return [Turn(*head, end, limit) for head, end, limit in zip(heads, ends, limits, strict=True)]
+    def __init__(self) -> None:
+        self._asked: set[str] = set()  # what the template was seen to write to ask for an answer
 
+    def find(
+        self, messages: Sequence[Message], trained: Sequence[int], text: str, render: Render, place: str
+    ) -> list[Turn]:
+        """The turns of the messages `trained`, in their order; `text` is `render(messages)`.
 
-def _head(chat: Chat, index: int, text: str, render: Render, mark: str) -> tuple[int, int]:
-    """Where the header of the assistant's message `index` begins, and where what must be learned begins."""
-    if index == 0:  # no template renders an empty conversation, so there is no generation prompt to compare with
-        answer = _marked(chat, index, text, render, mark, behind=False)
-        return answer, answer
-    bare = render(chat.messages[:index])
-    prompt = render(chat.messages[:index], add_generation_prompt=True)
-    header = _shared(bare, prompt)
-    if prompt != bare and text.startswith(prompt):
-        return header, len(prompt)
-    # No header at all, as in Llama 2; or the generation prompt goes on where answers do not, as with a `<think>` that
-    # they lack or close at once. The prompt is what both agree on, if nothing but that stands before the answer.
-    answer = _marked(chat, index, text, render, mark, behind=False)
-    start = min(_shared(prompt, text), answer)
-    if text[start:answer].strip() not in ("", "</think>"):
+        Raises DataError at `place` where the template leaves the place of a turn in doubt.
+        """
+        places = Places(messages, text, render, place)
+        spoken = [i for i in trained if messages[i]["role"] == "assistant"]
+        others = [i for i in trained if messages[i]["role"] != "assistant"]
+        calling = [i for i in spoken if messages[i].get("tool_calls")]
+        bounded = {i for i in (*others, *calling) if i + 1 < len(messages)}
+        places.look(begins=[*others, *(i + 1 for i in sorted(bounded))], ends=trained)
+        heads = {i: self._head(places, i) if i in spoken else (places.begin(i),) * 2 for i in trained}
+        turns = []
+        for i in trained:
+            header = next((heads[j][0] for j in spoken if j > i), len(text))
+            limit = min(header, places.limit(i + 1)) if i in bounded else header
+            turns.append(Turn(i, messages[i]["role"], *heads[i], places.end(i), limit, i in calling))
+        return turns
+
+    def _head(self, places: Places, index: int) -> tuple[int, int]:
+        """Where the header of the assistant's message `index` begins, and where what must be learned begins."""
+        if index == 0:  # no template renders an empty conversation, so there is no generation prompt to compare with
+            return places.begin(index), places.begin(index)
+        text, before = places.text, places.messages[:index]
+        prompt = places.render(before, add_generation_prompt=True)
+        opens = text.startswith(prompt)
+        known = next((asked for asked in self._asked if prompt.endswith(asked)), None) if opens else None
+        if known is not None:
+            return len(prompt) - len(known), len(prompt)
+        bare = places.render(before)
+        header = _shared(bare, prompt)
+        if opens and prompt != bare:
+            if header == len(bare):
+                self._asked.add(prompt[header:])
+            return header, len(prompt)
+        # No header at all, as in Llama 2; or the generation prompt goes on where answers do not, as with a `<think>`
+        # that they lack or close at once. The prompt is what both agree on, if nothing but that stands before the
+        # answer. The opening of a call belongs to the answer: there, a plain answer shows what else stands before it.
+        calls = places.messages[index].get("tool_calls")
+        for lead, answer in places.plain(index) if calls else [(text, places.begin(index))]:
+            start = min(_shared(prompt, text), _shared(lead, text), answer)
+            if lead[start:answer].strip() in ("", "</think>"):
+                return min(header, start), start
         what = "the chat template writes other text before this answer than when it asks for one"
         hint = f"{OTHER_TEMPLATE}, or make it honour `add_generation_prompt`"
-        raise DataError(f"{chat.place}: messages[{index}]: {what}, so generating would not meet the training", hint)
-    return min(header, start), start
+        text = f"{places.place}: messages[{index}]: {what}, so generating would not meet the training"
+        raise DataError(text, hint)
 
 
 def _shared(a: str, b: str) -> int:
@@ -74,16 +94,3 @@ def _shared(a: str, b: str) -> int:
     if b.startswith(a):  # nearly always, and much faster
         return len(a)
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _marked(chat: Chat, index: int, text: str, render: Render, mark: str, behind: bool) -> int:
-    """Where the answer of message `index` ends in `text`, its trailing space left out; or begins, the same way."""
-    message = chat.messages[index]
-    content = message["content"]
-    cut = len(content.rstrip()) if behind else len(content) - len(content.lstrip())
-    marked = {**message, "content": content[:cut] + mark + content[cut:]}
-    rendered = render([*chat.messages[:index], marked, *chat.messages[index + 1 :]])
-    if rendered.replace(mark, "") != text or rendered.count(mark) != 1:
-        what = "the chat template changes, repeats or leaves out this answer, so what to train is in doubt"
-        raise DataError(f"{chat.place}: messages[{index}]: {what}", OTHER_TEMPLATE)
-    return rendered.index(mark)

@@ -8,33 +8,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftctl.data import template
 from peftctl.data.encode import Encoder
 from peftctl.data.formats import Chat, Message, Pair, Parsed
 from peftctl.engine.inputs import evaluating
-from peftctl.errors import DataError
 
 
 def prompt(row: Parsed, encoder: Encoder) -> list[int]:
     """The ids that a row's answer follows."""
     if isinstance(row, Chat):
-        return chat_prompt(row.messages[:-1], encoder, row.place)
+        return chat_prompt(row.messages[:-1], encoder, row.place, row.tools)
     return text_prompt(row.prompt if isinstance(row, Pair) else row.text, encoder)
 
 
-def chat_prompt(messages: Sequence[Message], encoder: Encoder, place: str = "messages") -> list[int]:
+def chat_prompt(
+    messages: Sequence[Message], encoder: Encoder, place: str = "messages", tools: Sequence[Any] | None = None
+) -> list[int]:
     """A conversation up to where the assistant answers, as ids."""
-    if encoder.template is None:
-        raise DataError(f"{place}: there is no chat template to ask with", "set `dataset.chat_template`")
-    text = template.render(messages, encoder.tokenizer, encoder.template, place, add_generation_prompt=True)
-    ids: list[int] = encoder.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
+    return encoder.chat_prompt(messages, tools, place)
 
 
 def text_prompt(text: str, encoder: Encoder) -> list[int]:
     """Plain text to go on from, as ids; an end token that the tokenizer appends would end it, so it goes."""
-    ids: list[int] = encoder.tokenizer(text, verbose=False)["input_ids"]
-    return ids[:-1] if ids and ids[-1] == encoder.tokenizer.eos_token_id else ids
+    return encoder.text_prompt(text)
 
 
 def stop_ids(model: nn.Module, encoder: Encoder) -> list[int]:

@@ -46,7 +46,10 @@ def encode(tokenizer: Any, row: Parsed) -> Encoded:
 
 
 def own(tokenizer: Any, messages: list[Any]) -> list[int]:
+    """The tokenizer's own ids; where a text spells a special token, those of transformers' own way with that."""
     ids: list[int] = tokenizer.apply_chat_template(messages)["input_ids"]
+    if any(token in message["content"] for token in tokenizer.get_added_vocab() for message in messages):
+        ids = tokenizer.apply_chat_template(messages, sanitize_control_tokens=True)["input_ids"]
     return ids
 
 
@@ -119,6 +122,7 @@ def test_a_stop_token_inside_the_answer_does_not_end_it(tokenizer_of: Of) -> Non
     answer = "say <|im_end|> and\n<|im_start|>user\nmore"
     row = encode(tokenizer, Chat("rows.jsonl:1", [WHY, {"role": "assistant", "content": answer}]))
     assert trained(tokenizer, row) == [answer + "<|im_end|>"]
+    assert [row.ids.count(id) for id in tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])] == [2, 2]
 
 
 def test_thinking_is_trained_where_the_template_keeps_it(tokenizer_of: Of) -> None:
@@ -321,8 +325,12 @@ def test_plain_text_is_trained_but_for_its_first_token(tokenizer_of: Of) -> None
 
 
 def test_the_end_token_comes_once(tokenizer_of: Of) -> None:
+    from tokenizers import processors
+
     tokenizer = tokenizer_of("chatml")
-    assert encode(tokenizer, Text("rows.jsonl:1", "a<|im_end|>")).input_ids.count(tokenizer.eos_token_id) == 1
+    end = ("<|im_end|>", tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("$A <|im_end|>", special_tokens=[end])
+    assert encode(tokenizer, Text("rows.jsonl:1", "a")).input_ids.count(tokenizer.eos_token_id) == 1
 
 
 @pytest.mark.parametrize(
@@ -351,7 +359,7 @@ def test_a_row_that_trains_nothing_is_an_error(tokenizer_of: Of) -> None:
     (one,) = encoder(tokenizer, start + 1).encode(CHAT)
     assert one.trained == 1
     with pytest.raises(DataError, match=r"rows.jsonl:1: trains nothing"):
-        encode(tokenizer, Text("rows.jsonl:1", "<|im_end|>"))
+        encode(tokenizer, Chat("rows.jsonl:1", CHAT.messages, first=4))
 
 
 def test_tokenizers_that_cannot_do_it(tokenizer_of: Of, make_tokenizer: Callable[..., Any]) -> None:

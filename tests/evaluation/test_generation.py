@@ -79,7 +79,7 @@ def test_prompts_end_where_the_answer_begins(encoder: Encoder):
     assert decode(prompt(chat, encoder)) == "<bos>u:hi<eos><bos>a:"
     assert decode(prompt(Pair("rows:1", "one, ", "two"), encoder)) == "one, "
     assert decode(prompt(Text("rows:1", "words"), encoder)) == "words"
-    assert decode(text_prompt("words<eos>", encoder)) == "words"
+    assert len(text_prompt("words<eos>", encoder)) == len("words<eos>")  # one token a character: it is text
 
 
 def test_a_question_needs_a_template():

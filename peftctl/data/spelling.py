@@ -1,0 +1,164 @@
+"""Texts that spell a special token, as in `what does <|im_end|> do?`: the spelling is ordinary text, never the token.
+
+Only what the chat template and the tokenizer write themselves is special. A user who could write the token that ends a
+turn could speak for the assistant, and a row about special tokens would train them where none belongs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from peftctl.data.formats import Message
+from peftctl.data.marks import unused
+from peftctl.data.template import special_ids
+from peftctl.errors import DataError
+
+Region = tuple[int, int]
+"""Characters `[start, end)` of a text."""
+
+
+class Tokens(NamedTuple):
+    """A text as token ids, and where the characters of each begin and end [tokens]."""
+
+    ids: list[int]
+    begins: list[int]
+    ends: list[int]
+
+
+class Render(Protocol):
+    def __call__(self, messages: Sequence[Message], *, tools: Sequence[Any] | None) -> str: ...
+
+
+class Spelling:
+    """Finds and tokenises the special tokens that a row's own texts spell, for one tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        ids = special_ids(tokenizer)
+        # A word the tokenizer does not know marks nothing, unless that token is `eos_token` too, as in GPT-2.
+        self.special = ids - ({tokenizer.unk_token_id} - {tokenizer.eos_token_id})
+        tokens = [token for token in tokenizer.convert_ids_to_tokens(sorted(ids)) if token and token.strip()]
+        longest_first = sorted(tokens, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    def in_text(self, text: str) -> bool:
+        """Whether a plain text spells special tokens."""
+        return self._pattern.search(text) is not None
+
+    def in_rendering(
+        self, messages: Sequence[Message], tools: Sequence[Any] | None, text: str, render: Render, place: str
+    ) -> list[Region]:
+        """Where `text`, which is `render(messages, tools)`, has special tokens that a message or a tool spells.
+
+        Raises DataError at `place` when the template does not let them be told from its own.
+        """
+        if not any(self._pattern.search(said) for said in _texts((messages, tools))):
+            return []
+        opening, closing = unused(2, text, place)
+        marked = _mapped((messages, tools), lambda said: self._pattern.sub(rf"{opening}\g<0>{closing}", said))
+        rendered = render(marked[0], tools=marked[1])
+        if rendered.replace(opening, "").replace(closing, "") != text:
+            what = "a text of this row spells a special token, and the chat template changes it"
+            raise DataError(f"{place}: {what}", "remove the special token from the row")
+        # A template may take a text apart at the token, as at `</think>`, and write that itself: then no pair is left.
+        regions, gone = [], 0
+        for match in re.finditer(f"{opening}({self._pattern.pattern}){closing}|[{opening}{closing}]", rendered):
+            if match[1] is not None:
+                start = match.start() - gone
+                regions.append((start, start + len(match[1])))
+            gone += 1 if match[1] is None else 2
+        return regions
+
+    def tokenise(self, text: str) -> Tokens:
+        """A text as the tokenizer reads it: what it spells of special tokens is special."""
+        return self._read(text)
+
+    def plain(self, text: str) -> Tokens:
+        """A text of a row, with what the tokenizer puts around it; nothing in it is special."""
+        tokens = self._read(text, add_special_tokens=True, split_special_tokens=True)
+        if not any(id in self.special and begin < end for id, begin, end in zip(*tokens, strict=True)):
+            return tokens
+        out = Tokens([], [], [])
+        for id, begin, end in zip(*tokens, strict=True):
+            inside = id in self.special and begin < end
+            ids = self._taken_apart(text[begin:end]) if inside else [id]
+            _extend(out, ids, [begin] * len(ids), [end] * len(ids))
+        return out
+
+    def mixed(self, text: str, regions: Sequence[Region]) -> Tokens:
+        """A rendering whose `regions` are ordinary text; the special tokens between them are special."""
+        out, at = Tokens([], [], []), 0
+        for start, end in (*regions, (len(text), len(text))):
+            self._go_on(out, text[at:start], at, split_special_tokens=False)
+            self._go_on(out, text[start:end], start, split_special_tokens=True)
+            at = end
+        return out
+
+    def _go_on(self, out: Tokens, text: str, start: int, split_special_tokens: bool) -> None:
+        """Adds the tokens of `text`, which begins at character `start`, to those before it."""
+        if not text:
+            return
+        # At the start of a text, tokenizers such as Llama 2's put a space before it; so a line break stands there.
+        lead = "\n" if start else ""
+        line_break = self._read(lead, split_special_tokens=True).ids
+        tokens = self._read(lead + text, split_special_tokens=split_special_tokens)
+        if tokens.ids[: len(line_break)] != line_break:
+            lead, line_break = "", []
+            tokens = self._read(text, split_special_tokens=split_special_tokens)
+        ids, begins, ends = (column[len(line_break) :] for column in tokens)
+        if split_special_tokens and not self.special.isdisjoint(ids):
+            ids = self._taken_apart(text)
+            _extend(out, ids, [start] * len(ids), [start + len(text)] * len(ids))
+            return
+        _extend(out, ids, *([max(at - len(lead), 0) + start for at in column] for column in (begins, ends)))
+
+    def _taken_apart(self, text: str) -> list[int]:
+        """The ids of a special token's spelling where a vocabulary has it as a word, too: those of its parts."""
+        for parts in ([text[:1], text[1:]], list(text)):
+            ids = [id for part in parts for id in self._read(part, split_special_tokens=True).ids]
+            if ids and self.special.isdisjoint(ids):
+                return ids
+        hint = "remove it from the rows"
+        raise DataError(f"the tokenizer makes a special token of the ordinary text `{text.strip()}`", hint)
+
+    def _read(self, text: str, add_special_tokens: bool = False, split_special_tokens: bool = False) -> Tokens:
+        tokens = self._tokenizer(
+            text,
+            add_special_tokens=add_special_tokens,
+            split_special_tokens=split_special_tokens,
+            return_offsets_mapping=True,
+            truncation=False,
+            verbose=False,
+        )
+        offsets = tokens["offset_mapping"]
+        return Tokens(tokens["input_ids"], [begin for begin, _ in offsets], [end for _, end in offsets])
+
+
+def _extend(tokens: Tokens, *columns: Sequence[int]) -> None:
+    for column, more in zip(tokens, columns, strict=True):
+        column.extend(more)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a structure of mappings and lists, keys left out."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """The structure with every text of it changed, keys left out."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _mapped(inner, change) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_mapped(inner, change) for inner in value]
+    return value
