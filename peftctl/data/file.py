@@ -87,8 +87,7 @@ class File:
                 with self.path.open("rb") as stream:
                     yield stream
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            what = str(error)[:1].lower() + str(error)[1:].split(" (b'")[0]
-            raise DataError(f"{self.name}: damaged, or not a gzip file: {what}") from None
+            raise DataError(f"{self.name}: damaged, or not a gzip file: `{error}`") from None
         except OSError as error:
             raise DataError(f"{self.name}: cannot be read: {error.strerror or error}") from None
 

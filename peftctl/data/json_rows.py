@@ -33,7 +33,7 @@ def lines(file: File) -> Iterator[Row | Problem]:
             yield Problem(f"{place}: the line is longer than {MAX_BYTES // 2**20} MB", "is it one object per line?")
         elif line.strip():
             try:
-                yield _row(line.decode(), place)
+                yield _row(line.rstrip(b"\r\n").decode(), place)
             except UnicodeDecodeError as error:
                 yield not_utf8(place, error)
             except DataError as error:
@@ -162,7 +162,7 @@ _decode = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant, p
 
 
 def _what(error: json.JSONDecodeError) -> str:
-    what = error.msg[:1].lower() + error.msg[1:]
+    what = (error.msg[:1].lower() + error.msg[1:]).removesuffix(" at").removesuffix(" starting")
     return what.replace("property name enclosed in double quotes", "a key in double quotes")
 
 

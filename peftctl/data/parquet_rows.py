@@ -26,7 +26,8 @@ def records(file: File) -> Iterator[Row | Problem]:
     number = 0
     with file.open() as stream:
         try:
-            table = parquet.ParquetFile(stream, buffer_size=2**20)  # else a whole column of a row group at once
+            # Without a buffer size, a whole column of a row group would be read at once.
+            table = parquet.ParquetFile(stream, buffer_size=2**20, page_checksum_verification=True)
             _refuse_double(table.schema_arrow.names, file.name)
             for batch in table.iter_batches(_batch_size(table.metadata)):
                 for value in _rows(batch):
