@@ -45,7 +45,9 @@ def choose(
 
 
 def pays(trainer: Trainer, model: nn.Module, rows: Sequence[Encoded], seed: int, packing: Packing) -> bool:
-    """Whether packing saves enough of the work of the first steps."""
+    """Whether packing saves enough of the work of the first steps; without padding and masks it always may."""
+    if packing == "flat":
+        return True
     steps = list(islice(order([len(row) for row in rows], trainer.batch_size, seed, epoch=0), LOOK))
     padded, packed = (work(model, Layout(rows, trainer.micro_batch_size, 0, how), steps) for how in (None, packing))
     return packed <= (1 - GAIN) * padded
