@@ -71,10 +71,14 @@ def before(message: Message, mark: str) -> Iterator[Message]:
 def _call_marked(call: dict[str, Any], mark: str) -> Iterator[dict[str, Any]]:
     function = call.get("function", call)
     arguments = function.get("arguments")
-    marked = _last_text(arguments, mark)
-    if marked is not None:
-        changed = {**function, "arguments": marked}
-        yield {**call, "function": changed} if "function" in call else changed
+    named = isinstance(arguments, dict) and list(arguments)
+    for marked in (
+        _last_text(arguments, mark),
+        {(key + mark if key == named[-1] else key): value for key, value in arguments.items()} if named else None,
+    ):
+        if marked is not None:
+            changed = {**function, "arguments": marked}
+            yield {**call, "function": changed} if "function" in call else changed
     yield from _named(call, mark, front=False)
 
 

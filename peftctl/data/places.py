@@ -49,10 +49,15 @@ class Places:
         """Where what a message says ends, its trailing space left out. Raises DataError when that is in doubt."""
         return self._sure(index, behind)
 
-    def limit(self, index: int) -> int:
-        """Where the words of a message begin that a turn must end before; the end of the text when that is in doubt."""
-        at = self._alone(index, before) if index < len(self.messages) else None
-        return len(self.text) if at is None else at
+    def begin_or(self, index: int, otherwise: int) -> int:
+        """The same as `begin`, or `otherwise` when that is in doubt."""
+        at = self._alone(index, before)
+        return otherwise if at is None else at
+
+    def end_or(self, index: int, otherwise: int) -> int:
+        """The same as `end`, or `otherwise` when that is in doubt."""
+        at = self._alone(index, behind)
+        return otherwise if at is None else at
 
     def plain(self, index: int) -> Iterator[tuple[str, int]]:
         """Renderings with a plain answer in the place of message `index`, and where it begins in each."""
@@ -69,9 +74,9 @@ class Places:
     def _sure(self, index: int, way: Marked) -> int:
         at = self._alone(index, way)
         if at is None:
-            what = "the chat template changes, repeats or leaves out this answer, so what to train is in doubt"
-            if self.messages[index]["role"] != "assistant":
-                what = what.replace("answer", "message")
+            said = "answer" if self.messages[index]["role"] == "assistant" else "message"
+            said = "call of a tool" if self.messages[index].get("tool_calls") else said
+            what = f"the chat template changes, repeats or leaves out this {said}, so what to train is in doubt"
             raise DataError(f"{self.place}: messages[{index}]: {what}", OTHER_TEMPLATE)
         return at
 

@@ -55,7 +55,7 @@ class Turns:
         turns = []
         for i in trained:
             header = next((heads[j][0] for j in spoken if j > i), len(text))
-            limit = min(header, places.limit(i + 1)) if i in bounded else header
+            limit = min(header, places.begin_or(i + 1, header)) if i in bounded else header
             turns.append(Turn(i, messages[i]["role"], *heads[i], places.end(i), limit, i in calling))
         return turns
 
@@ -83,10 +83,34 @@ class Turns:
             start = min(_shared(prompt, text), _shared(lead, text), answer)
             if lead[start:answer].strip() in ("", "</think>"):
                 return min(header, start), start
+        if (found := _asked_alike(places, index, bare, prompt)) is not None:
+            return found
         what = "the chat template writes other text before this answer than when it asks for one"
         hint = f"{OTHER_TEMPLATE}, or make it honour `add_generation_prompt`"
         text = f"{places.place}: messages[{index}]: {what}, so generating would not meet the training"
         raise DataError(text, hint)
+
+
+def _asked_alike(places: Places, index: int, bare: str, prompt: str) -> tuple[int, int] | None:
+    """The head of a turn that the template asks for alike, though it writes earlier answers otherwise once more follow.
+
+    So do templates that keep the thinking between the calls of tools until the user speaks again. What they write to
+    ask for an answer must stand between the words of the message before and the answer.
+    """
+    asked, differs = prompt.removeprefix(bare), _shared(bare, places.text)
+    if next((m["role"] for i, m in enumerate(places.messages) if places.end_or(i, 0) > differs), "") != "assistant":
+        return None
+    answer = places.begin_or(index, 0)
+    between = places.text[places.end_or(index - 1, answer) : answer]
+    header = asked.partition("<think>")[0]
+    if not header.strip() or between.count(header) != 1:
+        return None
+    at = answer - len(between) + between.index(header)
+    start = at + len(asked if places.text.startswith(asked, at) else header)
+    empty_thought = places.text[start:answer].replace("<think>", "").strip() in ("", "</think>")
+    return (
+        (at, start) if start - at == len(asked) or empty_thought or places.messages[index].get("tool_calls") else None
+    )
 
 
 def _shared(a: str, b: str) -> int:
