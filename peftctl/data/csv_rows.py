@@ -15,6 +15,7 @@ from peftctl.data.file import MAX_BYTES, File, Row, not_utf8
 from peftctl.errors import DataError, Problem
 
 _NAMES = {",": "comma", "\t": "tab", ";": "semicolon", "|": "`|`"}
+_SUFFIX_HINTS = {",": "name the file `.csv`", "\t": "name the file `.tsv`"}
 _QUOTED = r'"[^"]*+(?:""[^"]*+)*+"'
 _CLEAN = re.compile(rf'(?:{_QUOTED}|[^",\r\n]*+)(?:,(?:{_QUOTED}|[^",\r\n]*+))*+[\r\n]*')
 """Rows in which quotes stand where RFC 4180 wants them."""
@@ -36,24 +37,21 @@ def records(file: File, delimiter: str) -> Iterator[Row | Problem]:
         elif len(fields) == len(header):
             yield Row(place, dict(zip(header, fields, strict=True)))
         else:
-            over = f" over {lines} lines" if lines > 1 else ""
-            hint = "is a quote missing?" if over else f"a field with a {_NAMES[delimiter]} in it stands in quotes"
+            over, hint = "", None
+            if lines > 1:
+                over, hint = f" over {lines} lines", "is a quote missing?"
+            elif len(fields) > len(header):
+                hint = f"a field with a {_NAMES[delimiter]} in it stands in quotes"
             found = f"{len(fields)} field{'s' * (len(fields) != 1)}{over}"
-            yield Problem(
-                f"{place}: {found}; the header has {len(header)}", hint if over or len(fields) > len(header) else None
-            )
+            yield Problem(f"{place}: {found}; the header has {len(header)}", hint)
 
 
 def _header(fields: list[str], place: str, delimiter: str) -> list[str]:
+    other = next((mark for mark in _NAMES if mark != delimiter and mark in fields[0]), None)
+    if len(fields) == 1 and other is not None:
+        text = f"{place}: one column, with a {_NAMES[other]} in its name: `{fields[0][:40]}`"
+        raise DataError(text, _SUFFIX_HINTS.get(other, f"fields are separated by a {_NAMES[delimiter]}"))
     problems = []
-    if len(fields) == 1:
-        for other in _NAMES.keys() - {delimiter}:
-            if other in fields[0]:
-                text = f"{place}: one column, with a {_NAMES[other]} in its name: `{fields[0][:40]}`"
-                hint = {",": "name the file `.csv`", "\t": "name the file `.tsv`"}.get(
-                    other, f"fields are separated by a {_NAMES[delimiter]}"
-                )
-                raise DataError(text, hint)
     for number, name in enumerate(fields, start=1):
         if not name.strip():
             problems.append(Problem(f"{place}: column {number} has no name", "the first row names the columns"))

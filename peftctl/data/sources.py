@@ -54,6 +54,7 @@ def read(source: Source, root: Path, digest: Digest | None = None) -> Iterator[R
     hub data set, its rows as JSON. Raises DataError when the source as a whole cannot be used.
     """
     found = files(source.path, root)
+    rows: Iterator[Row | Problem]
     if found is None:
         rows = hub_rows.records(source, near(source.path, root), digest)
     else:
