@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from typing import NamedTuple
 
 from peftctl.data.dataset import TrainOn
@@ -51,24 +52,24 @@ def span_of(turn: Turn, tokens: Tokens, stops: Stops) -> tuple[Span, int | None]
     first += first < len(ids) and begins[first] < turn.start
     opening = {stops.bos, *ids[bisect_right(ends, turn.header) : first]} - {stops.eos}
     closing = list(_closing(turn, tokens, stops.special, opening))
+    if not closing:
+        return (first, bisect_left(begins, turn.said_end)), None
+    stop = closing[0]
     if turn.calls and len(closing) > 1:
         # Behind a call may stand tokens that close the call, not the turn.
-        usual = [at for at in closing if ids[at] in stops.usual()]
-        closing = usual or closing
-    if closing:
-        return (first, closing[0] + 1), ids[closing[0]]
-    return (first, bisect_left(begins, turn.said_end)), None
+        stop = next((at for at in closing if ids[at] in stops.usual()), stop)
+    elif stops.eos in (run := [ids[at] for at, nth in zip(closing, count(stop), strict=False) if at == nth]):
+        stop += run.index(stops.eos)  # Some close the answer first, then the turn.
+    return (first, stop + 1), ids[stop]
 
 
 def _closing(turn: Turn, tokens: Tokens, special: frozenset[int], opening: set[int | None]) -> Iterator[int]:
-    """The special tokens after what is said and before what opens another turn; plain text has one at most."""
+    """The special tokens after what is said and before what opens another turn."""
     for at in range(bisect_left(tokens.begins, turn.said_end), len(tokens.ids)):
         if tokens.ids[at] in special:
             if tokens.ends[at] > turn.limit or tokens.ids[at] in opening:
                 return
             yield at
-            if not turn.calls:
-                return
 
 
 def without(span: Span, spared: Sequence[Span]) -> list[Span]:

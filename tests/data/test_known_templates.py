@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from known_templates import SPECIAL, TEMPLATES
 
 from peftctl.data.encode import Encoder
 from peftctl.data.formats import Chat
 from peftctl.errors import DataError
 
-SPEC = importlib.util.find_spec("trl")
-FOLDER = (
-    Path(SPEC.submodule_search_locations[0]) / "chat_templates" if SPEC and SPEC.submodule_search_locations else None
-)
-TEMPLATES = {p.stem: p for p in sorted(FOLDER.glob("*.jinja")) if not p.stem.endswith("_training")} if FOLDER else {}
-
-SPECIAL = re.compile(r"<\|[a-zA-Z_0-9]+\|>|<\uff5c[^\uff5c]+\uff5c>|<(?:start|end)_of_turn>|<turn\|>|<\|turn>")
 REFUSED = {
     "glm4moe": "the stop token is never trained",  # the next question's header stops it; the last answer has none
     "idefics3": "is in doubt",  # these expect lists of parts, with images
