@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from peftctl.data.csv_rows import records
 from peftctl.data.file import File, Row
-from peftctl.errors import Problem
+from peftctl.errors import DataError, Problem
 
 NUL_AND_HALVES = st.characters(exclude_characters="\0", exclude_categories=("Cs",))
 TEXTS = st.text(st.one_of(st.sampled_from(',\t"\r\n; '), NUL_AND_HALVES), max_size=12)
@@ -60,3 +61,28 @@ def test_a_long_field(tmp_path: Path) -> None:
     """Python's own limit is 128 KiB a field."""
     long = "a" * 2**20
     assert read(tmp_path, f"text,label\n{long},0\n".encode()) == [Row("rows:2", {"text": long, "label": "0"})]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@given(
+    st.lists(
+        st.lists(st.sampled_from(['"', '""', ",", "\r\n", "\n", "a", "bc", " "]), max_size=8).map("".join), max_size=6
+    )
+)
+def test_a_row_that_is_read_is_one_that_python_reads_too(tmp_path: Path, lines: list[str]) -> None:
+    """What stands in a file with mistakes is never read as something else than Python's own lenient reading of it."""
+    content = "text,label\n" + "\n".join(lines)
+    (tmp_path / "rows").write_text(content, newline="")
+    met: list[Row | Problem] = []
+    with suppress(DataError):
+        for item in records(File(tmp_path / "rows", "rows"), ","):
+            met.append(item)  # those before a mistake of the file, too
+    reader = csv.reader(io.StringIO(content, newline=""))
+    rows, before = {}, 0
+    for fields in reader:
+        rows[f"rows:{before + 1}"], before = fields, reader.line_num
+    for item in met:
+        if isinstance(item, Row):
+            assert list(item.value.values()) == rows[item.place]
+        else:
+            assert item.text.split(": ")[0] in rows

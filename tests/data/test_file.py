@@ -14,7 +14,7 @@ from peftctl.data import file as files
 from peftctl.data.dataset import Source
 from peftctl.data.file import File, Row
 from peftctl.data.sources import PACKED, read, read_file
-from peftctl.errors import DataError
+from peftctl.errors import DataError, Problem
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
 VALUES = st.recursive(
@@ -87,3 +87,50 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, name: str, content: 
         assert tracemalloc.get_traced_memory()[1] < 2**20 < len(data) / 3
     finally:
         tracemalloc.stop()
+
+
+PIECES = [
+    b'"',
+    b",",
+    b"\t",
+    b"\n",
+    b"\r",
+    b"\r\n",
+    b"a",
+    b" ",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b":",
+    b'{"a": "b"}',
+    b"\\u",
+    b"1e9",
+]
+
+
+@pytest.mark.parametrize("suffix", CONTENT)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=120)
+@given(content=st.lists(st.sampled_from([*PIECES, b"\xe9", b"\0", b"\xef\xbb\xbf"]), max_size=24).map(b"".join))
+def test_no_bytes_break_a_reader(tmp_path: Path, suffix: str, content: bytes) -> None:
+    """There are rows, mistakes of rows, and mistakes of files, each with its place; what is read twice is the same."""
+    (tmp_path / f"a{suffix}").write_bytes(content)
+
+    source = Source(path=f"a{suffix}", sample_by="line" if suffix in (".txt", ".md") else "document")
+
+    def met() -> list[Row | Problem]:
+        found: list[Row | Problem] = []
+        try:
+            for item in read(source, tmp_path):
+                found.append(item)
+        except DataError as error:
+            found += error.problems
+        return found
+
+    found = met()
+    assert found
+    assert found == met()
+    assert all(item[0].startswith(f"a{suffix}:") for item in found)
+    lines = [int(item.place.split(":")[1]) for item in found if isinstance(item, Row)]
+    assert lines == sorted(lines)
+    assert not lines or lines[-1] <= content.count(b"\n") + 1
