@@ -37,6 +37,8 @@ def records(file: File) -> Iterator[Row | Problem]:
                         yield Problem(f"{place}: {_first_line(value)}")
                     else:
                         yield Row(place, without_nulls(value))
+            if number != table.metadata.num_rows:
+                raise DataError(f"{file.name}: damaged: {number} rows, of {table.metadata.num_rows} that it declares")
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             after = f" after row {number}" if number else ""
             raise DataError(f"{file.name}: damaged, or not a Parquet file{after}: {_first_line(error)}") from None

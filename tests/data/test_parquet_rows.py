@@ -68,3 +68,24 @@ def test_the_digest_is_of_the_file(tmp_path: Path) -> None:
     sha = hashlib.sha256()
     list(records(File(tmp_path / "a.parquet", "a", sha.update)))
     assert sha.digest() == hashlib.sha256((tmp_path / "a.parquet").read_bytes()).digest()
+
+
+def test_no_flipped_bit_of_the_footer_loses_rows(tmp_path: Path) -> None:
+    """Some make the file say that it has fewer rows, and a reader that believes it would drop the others."""
+    parquet.write_table(pa.table({"text": list("abcdefgh")}), tmp_path / "a.parquet", row_group_size=4)
+    data = (tmp_path / "a.parquet").read_bytes()
+    footer = int.from_bytes(data[-8:-4], "little") + 8
+    damaged = 0
+    for at in range(len(data) - footer, len(data)):
+        changed = bytearray(data)
+        changed[at] ^= 8
+        (tmp_path / "b.parquet").write_bytes(changed)
+        rows = 0
+        try:
+            for _ in records(File(tmp_path / "b.parquet", "b")):
+                rows += 1
+        except DataError:
+            damaged += 1
+        else:
+            assert rows == 8, at
+    assert damaged > 9
