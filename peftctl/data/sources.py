@@ -103,7 +103,8 @@ def _found(text: str, root: Path) -> list[tuple[Path, str]] | None:
         names = sorted(item.name for item in path.iterdir() if item.name.lower().endswith(SUFFIXES) and item.is_file())
         names = [name for name in names if not _ABOUT.match(name)]
         if not names:
-            raise DataError(f"{text}: no file of rows in this folder ({_KINDS})", "`**/*.jsonl` also looks below it")
+            hint = f"`{text.rstrip('/')}/**/*.jsonl` also looks below it"
+            raise DataError(f"{text}: no file of rows in this folder ({_KINDS})", hint)
         return [(path / name, f"{text.rstrip('/')}/{name}") for name in names]
     if path.exists():
         if not path.is_file():
