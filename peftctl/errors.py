@@ -10,6 +10,7 @@
     ├── RunError              a run folder in the wrong state: finished, unfinished, locked
     ├── NonFiniteError        a loss, gradient or weight that is not a number
     ├── OutOfMemory           it does not fit the memory of the device; exit 4
+    ├── GateFailed            a figure on the wrong side of a gate of the recipe; exit 3
     └── Interrupted           stopped by a signal, saved and resumable; exit 75
 
 A message reads `place: what`, lower case, literals in backticks; the hint says what to do about it.
@@ -18,7 +19,7 @@ A message reads `place: what`, lower case, literals in backticks; the hint says 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 
 class Problem(NamedTuple):
@@ -84,6 +85,21 @@ class OutOfMemory(PeftctlError):
     """It does not fit the memory of the device; the hint names the cheapest change."""
 
     exit_code = 4
+
+
+class GateFailed(PeftctlError):
+    """A model is worse than `eval.gates` allows, by more than chance; everything is measured and written."""
+
+    exit_code = 3
+    result: dict[str, Any]
+    """What the evaluation would have returned."""
+
+    @classmethod
+    def after(cls, result: dict[str, Any], problems: Sequence[Problem]) -> Self:
+        """The error for gates that failed in an evaluation with that result."""
+        error = cls.of(problems)
+        error.result = result
+        return error
 
 
 class Interrupted(PeftctlError):

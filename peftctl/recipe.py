@@ -17,6 +17,7 @@ from peftctl.config.annotation import at, hints, metadata
 from peftctl.config.block import LOCATED, Block, Natural
 from peftctl.config.check import check, validate
 from peftctl.config.document import Document
+from peftctl.config.near import did_you_mean
 from peftctl.config.write import dump as plain
 from peftctl.config.write import to_yaml
 from peftctl.data.dataset import Dataset, Source, Sources, Split
@@ -24,6 +25,7 @@ from peftctl.data.sources import FILES as DATA_FILES
 from peftctl.engine.method import Method, name_of
 from peftctl.errors import RecipeError
 from peftctl.evaluation.evaluation import Evaluation
+from peftctl.evaluation.gate import BASE, split_key
 from peftctl.exports.export import Export
 from peftctl.methods import METHODS
 from peftctl.models.base import Model
@@ -118,9 +120,21 @@ def build(document: Document, root: Path, overrides: Iterable[str] = ()) -> Reci
         for key, (why, way_out) in recipe.method.clashes.items()
         if reduce(getattr, key.split("."), cast(Any, recipe)) not in (None, False, "none")
     ]
+    clashes += [
+        document.problem(("eval", "gates", key), "no evaluation rows have that name", hint)
+        for key, hint in unknown_sets(recipe).items()
+    ]
     if clashes:
         raise RecipeError.of(clashes)
     return located(recipe, root_of)
+
+
+def unknown_sets(recipe: Recipe) -> dict[str, str]:
+    """The gates that name a set of evaluation rows which is not there, each with a hint."""
+    names = [name for name in recipe.dataset.eval_sets if name]
+    said = {key: split_key(key)[0] for key in recipe.eval.gates}
+    listed = f"sets of `dataset.eval`: {', '.join(names)}" if names else "a metric alone holds for all rows"
+    return {key: did_you_mean(name, names) or listed for key, name in said.items() if name and name not in names}
 
 
 def expansion(data: Mapping[str, Any]) -> list[str]:
@@ -151,9 +165,11 @@ def located(recipe: Recipe, root_of: Callable[..., Path], write: Callable[[Path]
         local = text.startswith((".", "/", "~")) or text.lower().endswith(FILES) or "*" in text or path.exists()
         return write(path) if local else text
 
-    def sources(spec: Sources | Split | None, *keys: str | int) -> Any:
+    def sources(spec: Sources | Split | Mapping[str, Sources] | None, *keys: str | int) -> Any:
         if isinstance(spec, list):
             return [sources(part, *keys, index) for index, part in enumerate(spec)]
+        if isinstance(spec, Mapping):
+            return {name: sources(part, *keys, name) for name, part in spec.items()}
         if isinstance(spec, Source):
             return replace(spec, path=here(spec.path, *keys, "path"))
         return here(spec, *keys) if isinstance(spec, str) else spec
@@ -167,6 +183,12 @@ def located(recipe: Recipe, root_of: Callable[..., Path], write: Callable[[Path]
 
     dataset, method, model = recipe.dataset, recipe.method, recipe.model
     kind: type = type(method)
+    gates = {
+        key: replace(gate, against=here(gate.against, "eval", "gates", key, "against"))
+        if gate.against not in (None, BASE)
+        else gate
+        for key, gate in recipe.eval.gates.items()
+    }
     dataset = replace(
         dataset,
         train=sources(dataset.train, "dataset", "train"),
@@ -176,7 +198,7 @@ def located(recipe: Recipe, root_of: Callable[..., Path], write: Callable[[Path]
         dataset = replace(dataset, chat_template=here(dataset.chat_template, "dataset", "chat_template"))
     method = replace(method, **{name: marked(getattr(method, name), "method", name) for name in hints(kind)})
     model = replace(model, name_or_path=here(model.name_or_path, "model", "name_or_path"))
-    return replace(recipe, model=model, method=method, dataset=dataset)
+    return replace(recipe, model=model, method=method, dataset=dataset, eval=replace(recipe.eval, gates=gates))
 
 
 FILES = (*DATA_FILES, ".gguf")

@@ -71,7 +71,9 @@ class Teller:
 
     def on_eval(self, event: Event) -> None:
         best = ", the best so far" if event["best"] else ""
-        self.tell(Text(f"evaluated at step {event['step']}: loss {event['loss']:.4f}{best}"))
+        others = list(event.get("losses", {}).items())[1:]
+        more = "".join(f", {one_line(name)} {loss:.4f}" for name, loss in others)
+        self.tell(Text(f"evaluated at step {event['step']}: loss {event['loss']:.4f}{best}{more}"))
 
     def on_trained(self, event: Event) -> None:
         self.close()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, StringConstraints, Tag
+from pydantic import Discriminator, Tag
 
 from peftctl.config.block import Block, Count, Fraction
 
@@ -75,21 +76,27 @@ Sources = str | Source | list[str | Source]
 """One source or several; a bare text is a path or a hub id."""
 
 
-def what_eval_is(value: Any) -> Literal["rows", "named"]:
-    """Whether `eval` is one set of rows or several by name. A key that is nearly one of a source's is mistyped."""
+def what_eval_is(value: Any) -> Literal["source", "Split", "named"]:
+    """Which form of `eval` is meant. A key that is nearly one of a source's is mistyped, no name of a set."""
     if not isinstance(value, dict):
-        return "rows"
+        return "source"
     known = [field.name for block in (Source, Split) for field in fields(block)]
-    near = (get_close_matches(str(key).casefold(), known, cutoff=0.8) for key in value)  # `pth`, but not `math`: `path`
-    return "rows" if any(near) else "named"
+    near = [get_close_matches(str(key).casefold(), known, n=1, cutoff=0.8) for key in value]  # 0.8: `math` is no `path`
+    if near == [["split"]]:
+        return "Split"
+    return "source" if any(near) else "named"
 
 
-SetName = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")]
 EvalSets = Annotated[
-    Annotated[Sources | Split, Tag("rows")] | Annotated[dict[SetName, Sources], Tag("named")],
+    Annotated[Sources, Tag("source")] | Annotated[Split, Tag("Split")] | Annotated[dict[str, Sources], Tag("named")],
     Discriminator(what_eval_is),
 ]
 """Evaluation rows, or several sets of them by name."""
+
+SET_NAME = re.compile(r"\w[\w.-]*")
+
+ONLY = ""
+"""The name of evaluation rows where a recipe has one set of them and no name for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +104,7 @@ class Dataset(Block):
     """What is trained and evaluated on. Relative paths start at the recipe's folder."""
 
     train: Sources
-    """Training rows: a file, folder, glob or hub id, `{path, split, subset, format}`, or a list of these."""
+    """Training rows: a file, folder, glob or hub id, `{path, format, ...}`, or a list of these."""
 
     eval: EvalSets | None = None
     """Evaluation rows: the same, or `{split: 0.05}` to hold that share of the training rows out, or several sets of
@@ -111,7 +118,7 @@ class Dataset(Block):
 
     train_on: TrainOn = "assistant"
     """What is trained of a conversation: every turn of the assistant with its stop token, the `last` of them, `all`
-    tokens, or the turns of a list of roles. Of prompt and completion, `all` trains the prompt too."""
+    tokens, or the turns of a list of roles, as in `[user, assistant]`. `all` trains prompts too, beside completions."""
 
     system: str | None = None
     """System message of conversations that have none."""
@@ -129,11 +136,23 @@ class Dataset(Block):
     """Largest share of rows that may be skipped or dropped before the run stops."""
 
     def __post_init__(self) -> None:
+        if self.train_on == []:
+            raise ValueError("`train_on` names no role; hint: `[assistant]` is the same as `assistant`")
         if self.eval == {}:
             raise ValueError("`eval` names no source")
         named = self.eval.items() if isinstance(self.eval, dict) else [("", self.eval)]
+        for key in self.eval if isinstance(self.eval, dict) else ():
+            if not SET_NAME.fullmatch(key):
+                raise ValueError(f"`eval`: the name `{key}` has more than letters, digits, `_`, `-` and `.`")
         for name, value in (("train", self.train), *((f"eval.{key}".rstrip("."), value) for key, value in named)):
             if value == [] or (isinstance(value, str) and not value.strip()):
                 raise ValueError(f"`{name}` names no source")
             if isinstance(value, list) and any(isinstance(path, str) and not path.strip() for path in value):
                 raise ValueError(f"`{name}` has an empty path")
+
+    @property
+    def eval_sets(self) -> dict[str, Sources]:
+        """Sources of evaluation rows by the name of their set; none where they are held out of the training rows."""
+        if self.eval is None or isinstance(self.eval, Split):
+            return {}
+        return dict(self.eval) if isinstance(self.eval, dict) else {ONLY: self.eval}

@@ -1,12 +1,12 @@
-"""The figures of one model over evaluation rows, each sequence scored once, in memory that does not grow with rows."""
+"""What one model makes of evaluation rows: each sequence scored once, each answer generated once."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from peftctl.data.encode import Encoded, Encoder
@@ -14,6 +14,7 @@ from peftctl.data.formats import Chat, Pair, Parsed, Text
 from peftctl.errors import DataError
 from peftctl.evaluation.evaluation import Evaluation
 from peftctl.evaluation.generation import generate
+from peftctl.evaluation.metric import Seen
 from peftctl.evaluation.scoring import Tick, key, score, without_end
 
 
@@ -24,42 +25,56 @@ def measure(
     evaluation: Evaluation,
     pad_id: int,
     tick: Tick = lambda done, total: None,
-) -> dict[str, float]:
-    """The wanted metrics of `model` over `rows`, and `rows`, their number.
+) -> Seen:
+    """What the wanted metrics read of `model` and `rows`, in the order of `rows`.
 
-    Raises DataError when a row's answer is none of `labels`, or no row has an answer at all.
+    Raises DataError when a row's answer is none of `labels`, when no row has an answer at all, or there are no rows.
     """
-    rows = rows[: evaluation.max_rows]
-    wanted = evaluation.wanted
-    truth = [piece for row in rows for piece in encoder.encode(row)]
-    if not truth:
+    if not rows:
         raise DataError("dataset.eval: no row is left to evaluate", "look at `max_length` and `on_long`")
-    choices = [[answered(row, label) for label in evaluation.labels] for row in rows] if "accuracy" in wanted else []
+    truth = [encoder.encode(row) for row in rows] if evaluation.needs("truth") else []
+    choices = labelled(rows, encoder, evaluation.labels) if evaluation.needs("labels") else []
+    sequences = [*(piece for row in truth for piece in row), *(one for group in choices for one in group)]
+    scores = score(model, sequences, evaluation.batch_size, pad_id, tick) if sequences else {}
+    seen = Seen(labels=evaluation.labels)
+    if truth:
+        found = [[scores[key(piece)] for piece in row] for row in truth]
+        seen = replace(
+            seen,
+            nats=np.array([sum(one.nats for one in row) for row in found]),
+            right=np.array([sum(one.right for one in row) for row in found], dtype=np.float64),
+            tokens=np.array([sum(piece.trained for piece in row) for row in truth], dtype=np.float64),
+        )
     if choices:
-        check_answers(rows, evaluation.labels)
-    whole = any_begins_another(evaluation.labels)
-    encoded_choices = [[compared(encoder, choice, whole) for choice in group] for group in choices]
-    sequences = [*truth, *(e for group in encoded_choices for e in group)]
-    scores = score(model, sequences, evaluation.batch_size, pad_id, tick)
+        best = [min(range(len(group)), key=lambda i: scores[key(group[i])].nats) for group in choices]
+        seen = replace(seen, choice=best, truth=[evaluation.labels.index(answer(row)) for row in rows])
+    said = spoken(model, rows, encoder, evaluation, tick)
+    return replace(seen, answers=[None if isinstance(row, Text) else answer(row) for row in rows], said=said)
 
-    figures: dict[str, float] = {"rows": len(truth)}
-    loss = sum(scores[key(e)] for e in truth) / sum(e.trained for e in truth)
-    if "loss" in wanted:
-        figures["loss"] = loss
-    if "perplexity" in wanted:
-        figures["perplexity"] = math.exp(min(loss, 700))  # beyond that a float has no room
-    if "accuracy" in wanted:
-        best = [min(range(len(group)), key=lambda i: scores[key(group[i])]) for group in encoded_choices]
-        right = [evaluation.labels[i] == answer(row) for i, row in zip(best, rows, strict=True)]
-        figures["accuracy"] = sum(right) / len(right)
-    if "exact_match" in wanted:
-        given = [row for row in rows if not isinstance(row, Text)]
-        if not given:
-            raise DataError(f"{rows[0].place}: plain text has no answer to generate", "remove `exact_match`")
+
+def labelled(rows: Sequence[Parsed], encoder: Encoder, labels: Sequence[str]) -> list[list[Encoded]]:
+    """Every row with each label as its answer. Raises DataError where a row's own answer is none of them."""
+    choices = [[answered(row, label) for label in labels] for row in rows]
+    check_answers(rows, labels)
+    whole = any_begins_another(labels)
+    return [[compared(encoder, choice, whole) for choice in group] for group in choices]
+
+
+def spoken(
+    model: nn.Module, rows: Sequence[Parsed], encoder: Encoder, evaluation: Evaluation, tick: Tick
+) -> list[str | None]:
+    """The generated answers, of all rows or of the first `samples`; None where there is none."""
+    most = len(rows) if evaluation.needs("text") else evaluation.samples
+    asked = [i for i, row in enumerate(rows) if not isinstance(row, Text)][:most]
+    if most and not asked:
+        raise DataError(f"{rows[0].place}: plain text has no answer to generate", "remove what generates answers")
+    said: list[str | None] = [None] * len(rows)
+    if asked:
+        given = [rows[i] for i in asked]
         texts = generate(model, given, encoder, evaluation.max_new_tokens, evaluation.batch_size, tick)
-        exact = [text.strip() == answer(row) for text, row in zip(texts, given, strict=True)]
-        figures["exact_match"] = sum(exact) / len(exact)
-    return figures
+        for i, text in zip(asked, texts, strict=True):
+            said[i] = text.strip()
+    return said
 
 
 def any_begins_another(labels: Sequence[str]) -> bool:
@@ -73,7 +88,7 @@ def any_begins_another(labels: Sequence[str]) -> bool:
 def answer(row: Parsed) -> str:
     """What a row should be answered with, without white space around it."""
     if isinstance(row, Chat):
-        return str(row.messages[-1]["content"]).strip()
+        return str(row.messages[-1].get("content") or "").strip()
     return row.completion.strip() if isinstance(row, Pair) else ""
 
 
@@ -105,12 +120,14 @@ def compared(encoder: Encoder, row: Parsed, whole: bool) -> Encoded:
     return encoded if whole else without_end(encoded)
 
 
-def summary(figures: dict[str, Any]) -> dict[str, str]:
-    """The figures as a person reads them."""
-    return {name: in_words(name, value) for name, value in figures.items()}
+def confusion(seen: Seen) -> list[list[int]]:
+    """How often each label (a row of the table) was taken for each label (a column)."""
+    table = np.zeros((len(seen.labels), len(seen.labels)), dtype=int)
+    np.add.at(table, (np.asarray(seen.truth), np.asarray(seen.choice)), 1)
+    counts: list[list[int]] = table.tolist()
+    return counts
 
 
-def in_words(name: str, value: float) -> str:
-    if name in ("accuracy", "exact_match"):
-        return f"{value:.1%}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+def question(row: Parsed) -> Any:
+    """What a row's answer follows, for a person to read."""
+    return row.messages[:-1] if isinstance(row, Chat) else row.prompt if isinstance(row, Pair) else row.text

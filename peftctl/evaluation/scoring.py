@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -24,6 +25,15 @@ Key = tuple[bytes, tuple[tuple[int, int], ...]]
 """What makes two sequences the same to the model and to the loss."""
 
 
+class Score(NamedTuple):
+    """How a model does on the trained tokens of a sequence."""
+
+    nats: float
+    """Minus their log-probability."""
+    right: int
+    """How many of them it puts first."""
+
+
 def key(encoded: Encoded) -> Key:
     """Of one sequence."""
     return encoded.ids.tobytes(), encoded.spans
@@ -35,11 +45,11 @@ def without_end(encoded: Encoded) -> Encoded:
     return replace(encoded, spans=(*others, (start, end - 1)))
 
 
-def score(model: nn.Module, sequences: Iterable[Encoded], batch_size: int, pad_id: int, tick: Tick) -> dict[Key, float]:
-    """Minus the log-probability [nats] of the trained tokens of each different sequence, by `key`."""
+def score(model: nn.Module, sequences: Iterable[Encoded], batch_size: int, pad_id: int, tick: Tick) -> dict[Key, Score]:
+    """How `model` does on each different sequence, by `key`."""
     device = next(model.parameters()).device
     shared = sorted(gathered(sequences), key=lambda one: len(one.longest))  # equal lengths together: little is padded
-    scores: dict[Key, float] = {}
+    scores: dict[Key, Score] = {}
     with evaluating(model):
         for start in range(0, len(shared), batch_size):
             batch = shared[start : start + batch_size]
@@ -65,15 +75,17 @@ class Shared:
         last = positions(other)[-1]
         return self.longest.ids[:last] == other.ids[:last] and set(positions(other)) <= set(positions(self.longest))
 
-    def read(self, logs: torch.Tensor) -> dict[Key, float]:
+    def read(self, logs: torch.Tensor) -> dict[Key, Score]:
         """The scores of the members from the log-probabilities [trained, vocabulary] at the longest's positions."""
         place = {position: row for row, position in enumerate(positions(self.longest))}
+        first = logs.argmax(dim=-1)
         found = {}
         for member in self.members:
             at = positions(member)
             rows = torch.tensor([place[p] for p in at], device=logs.device)
             tokens = torch.tensor([member.ids[p] for p in at], device=logs.device)
-            found[key(member)] = -float(logs[rows, tokens].sum())
+            nats = -float(logs[rows, tokens].double().sum())
+            found[key(member)] = Score(nats, int((first[rows] == tokens).sum()))
         return found
 
 
@@ -81,8 +93,9 @@ def gathered(sequences: Iterable[Encoded]) -> list[Shared]:
     """Every different sequence as a member of some group, of as few groups as its neighbours in order allow."""
     unique = {key(e): e for e in sequences}.values()
     groups: list[Shared] = []
-    # In reverse order a sequence comes right after those that begin with all that stands before its last token.
-    for one in sorted(unique, key=lambda e: (e.ids[: positions(e)[-1]].tolist(), e.trained), reverse=True):
+    # In reverse order a sequence comes right after those that begin with all that stands before its last token; bytes
+    # have another order than numbers, but one that keeps those together that begin alike.
+    for one in sorted(unique, key=lambda e: (e.ids[: positions(e)[-1]].tobytes(), e.trained), reverse=True):
         if not groups or not groups[-1].holds(one):
             last = positions(one)[-1]
             groups.append(Shared(replace(one, ids=one.ids[: last + 1])))

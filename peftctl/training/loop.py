@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +42,7 @@ def train(
     method: Method,
     trainer: Trainer,
     rows: Sequence[Encoded],
-    eval_rows: Sequence[Encoded],
+    eval_rows: Mapping[str, Sequence[Encoded]],
     *,
     accelerator: Any,
     pad_id: int,
@@ -165,9 +165,14 @@ def train(
         # evaluate, save, stop
         last = progress.step == steps
         if eval_rows and (progress.step % eval_every == 0 or last):
-            loss_now = mean_loss(model, eval_rows, trainer.micro_batch_size, pad_id, accelerator)
+            losses = {
+                name: mean_loss(model, found, trainer.micro_batch_size, pad_id, accelerator)
+                for name, found in eval_rows.items()
+            }
+            loss_now = next(iter(losses.values()))  # the first set says what is best
             progress = judged(progress, loss_now)
-            log({"event": "eval", "step": progress.step, "loss": loss_now, "best": progress.best_step == progress.step})
+            told = {"step": progress.step, "loss": loss_now, "best": progress.best_step == progress.step}
+            log({"event": "eval", **told, **({"losses": losses} if len(losses) > 1 else {})})
             last = last or progress.evaluations_since_best == trainer.early_stopping
         asked = signalled(stop, accelerator)
         if progress.step % save_every == 0 or progress.best_step == progress.step or last or asked:

@@ -1,24 +1,39 @@
-"""`peftctl eval`: the figures of the base and of the adapter side by side."""
+"""`peftctl eval`: the figures of the base and of the adapter side by side, and the gates they must pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from peftctl.data.dataset import ONLY
 from peftctl.engine.disk import fitting
 from peftctl.engine.tensor_file import WEIGHTS
-from peftctl.errors import RunError
-from peftctl.evaluation.measure import measure, summary
+from peftctl.errors import GateFailed, Problem, RunError
+from peftctl.evaluation import rows_file
+from peftctl.evaluation.bootstrap import CONFIDENCE, DRAWS
+from peftctl.evaluation.gate import BASE
+from peftctl.evaluation.judge import Verdict, judged
+from peftctl.evaluation.junit import junit
+from peftctl.evaluation.measure import confusion, measure, question
+from peftctl.evaluation.metric import Seen
+from peftctl.evaluation.report import markdown, tables
+from peftctl.evaluation.sheet import Figure, Sheet, row_digest
 from peftctl.methods import load
 from peftctl.models import base as models
 from peftctl.models.allocator import keep_memory
 from peftctl.recipe import Recipe
 from peftctl.training import filesystem, storage
 from peftctl.verbs import provenance
+from peftctl.verbs.asked import Asked, settings, unmeasured_gates
 from peftctl.verbs.events import Listen, silent, speaker, ticker
-from peftctl.verbs.rows import evaluation_rows
+from peftctl.verbs.past import earlier, model_of
+from peftctl.verbs.rows import EvalSet, evaluation_rows
 from peftctl.verbs.target import open_target
+
+ADAPTER = "adapter"
 
 
 def evaluate(
@@ -26,43 +41,186 @@ def evaluate(
     *,
     overrides: Iterable[str] = (),
     adapter: str | None = None,
+    asked: Asked | None = None,
+    junit_file: Path | None = None,
+    markdown_file: Path | None = None,
     listen: Listen = silent,
 ) -> dict[str, Any]:
-    """Measure the base, and the adapter when there is one, on the recipe's evaluation rows.
+    """Measure the base, and the adapter when there is one, on the recipe's evaluation rows, and judge its gates.
 
-    Writes `eval.json` into the run folder and returns what stands in it. Raises PeftctlError.
+    Writes `eval.json` and the statistics of every row into the run folder, and the reports that are asked for; returns
+    what stands in `eval.json`. Raises PeftctlError; GateFailed, whose `result` is that record, after all is written.
     """
+    started = time.perf_counter()
     keep_memory()
     found = open_target(target, overrides, adapter)
     if found.recipe is None:
         raise RunError(f"{target}: an adapter alone does not say what to measure", "use its run folder or its recipe")
+    recipe = (asked or Asked()).of(found.recipe)
     found.check_base()
     say = speaker(listen)
+    record_settings = settings(recipe.eval)  # a library that is missing is told before the model takes its time
     base = models.load(found.model, say=say)
-    rows, encoder = evaluation_rows(found.recipe, base.tokenizer, say)
-    settings, pad = found.recipe.eval, base.tokenizer.pad_token_id
-    figures: dict[str, dict[str, float]] = {}
+    sets = evaluation_rows(recipe, base.tokenizer, say)
+    digests = {name: sorted(map(row_digest, one.prepared.parsed)) for name, one in sets.items()}
+    gates = recipe.eval.gates if found.adapter is not None else {}
+    past = earlier(gates, digests)
+    seen: dict[str, dict[str, Seen]] = {name: {} for name in sets}
+    models_measured = [BASE]
     if found.adapter is not None:
         fitting(base.model, found.adapter)  # what does not fit is told before the base takes its time
-    tick = ticker(listen, "evaluating the base")
-    figures["base"] = measure(base.model, rows.parsed, encoder, settings, pad, tick)
+    measured(BASE, base, sets, recipe, seen, listen)
     if found.adapter is not None:
         load(base.model, found.adapter)  # only now: full fine-tuning is written into the base itself
-        tick = ticker(listen, "evaluating the adapter")
-        figures["adapter"] = measure(base.model, rows.parsed, encoder, settings, pad, tick)
+        measured(ADAPTER, base, sets, recipe, seen, listen)
+        models_measured.append(ADAPTER)
+
+    wanted = recipe.eval.wanted
+    sheets = {name: Sheet.of(one.prepared.parsed, seen[name], wanted) for name, one in sets.items()}
+    kept = rows_file.packed(sheets)
+    for folder, sheets_there in past.items():
+        for name, sheet in sheets.items():
+            if name in sheets_there:
+                sheet.statistics[folder] = sheets_there[name].statistics[model_of(sheets_there[name])]
+    for key in unmeasured_gates(recipe):
+        listen({"event": "warning", "text": f"eval.gates.{key}: not judged, those rows are not measured", "hint": None})
+    if recipe.eval.gates and found.adapter is None:
+        say("gates are for an adapter: there is none yet, so none is judged")
+    verdicts = judged(sheets, gates, ADAPTER)
+
+    confusions = confusions_of(recipe, seen)
+    samples = samples_of(recipe, sets, seen)
     record = {
         "model": base.name,
         "adapter": str(found.adapter) if found.adapter else None,
         "adapter_sha256": provenance.file_digest(found.adapter / WEIGHTS) if found.adapter else None,
-        "data": rows.digest,
+        "data": data_digests(sets),
         "evaluated": provenance.now(),
-        "figures": figures,
+        "settings": {**record_settings, "confidence": CONFIDENCE, "draws": DRAWS},
+        **figures_record(sheets, models_measured),
+        "gates": [gate_record(one) for one in verdicts],
+        **({"confusion": confusions} if confusions else {}),
+        **({"samples": samples} if samples else {}),
     }
-    tell(figures, listen)
     path = where(found.recipe, found.folder.path if found.folder else None)
     filesystem.make_folder(path.parent)
+    storage.replace_atomically(rows_path(path), kept)
     storage.replace_atomically(path, provenance.json_bytes(record))
-    return {"path": str(path), **record}
+    shown = tables(sheets, verdicts, confusions, samples, models_measured)
+    for table in shown:
+        listen({"event": "table", **table._asdict()})
+    seconds = time.perf_counter() - started
+    reports = {
+        junit_file: junit(verdicts, f"peftctl eval {target}", record["evaluated"], seconds),
+        markdown_file: markdown(shown).encode(),
+    }
+    for file, content in reports.items():
+        if file is not None:
+            filesystem.make_folder(file.parent)
+            storage.replace_atomically(file, content)
+    result = {"path": str(path), **record}
+    failed = [one for one in verdicts if one.status == "failed"]
+    if failed:
+        raise GateFailed.after(result, [Problem(f"gate `{one.name}`: {one.words}") for one in failed])
+    return result
+
+
+def measured(
+    name: str,
+    base: models.Base,
+    sets: Mapping[str, EvalSet],
+    recipe: Recipe,
+    seen: dict[str, dict[str, Seen]],
+    listen: Listen,
+) -> None:
+    """Adds to `seen` what the model, as it is now, makes of every eval set."""
+    for one, (prepared, encoder) in sets.items():
+        tick = ticker(listen, f"evaluating the {name}" + (f" on {one}" if one else ""))
+        seen[one][name] = measure(base.model, prepared.parsed, encoder, recipe.eval, base.tokenizer.pad_token_id, tick)
+
+
+def figures_record(sheets: Mapping[str, Sheet], names: Sequence[str]) -> dict[str, Any]:
+    """Figures, their intervals, and how the adapter's lie to the base's, by `metric` or `set/metric`."""
+    figures: dict[str, dict[str, float]] = {name: {} for name in names}
+    intervals: dict[str, dict[str, list[float] | None]] = {name: {} for name in names}
+    compared: dict[str, dict[str, Any]] = {}
+    for one, sheet in sheets.items():
+        for name in names:
+            figures[name][keyed(one, "rows")] = len(sheet.rows)
+            for metric in sheet.statistics[name]:
+                figure = sheet.figure(name, metric)
+                figures[name][keyed(one, metric)] = figure.estimate
+                intervals[name][keyed(one, metric)] = bounds(figure)
+        for metric in sheet.statistics[names[-1]] if len(names) > 1 else ():
+            difference, ratio = (how(ADAPTER, BASE, metric) for how in (sheet.difference, sheet.ratio))
+            compared[keyed(one, metric)] = {"difference": as_record(difference), "ratio": as_record(ratio)}
+    return {"figures": figures, "intervals": intervals, **({"compared": compared} if compared else {})}
+
+
+def keyed(one: str, metric: str) -> str:
+    """A figure's key."""
+    return f"{one}/{metric}" if one != ONLY else metric
+
+
+def bounds(figure: Figure) -> list[float] | None:
+    """An interval for JSON; None where it is not known."""
+    low, high = figure.interval
+    return [low, high] if math.isfinite(low) and math.isfinite(high) else None
+
+
+def as_record(figure: Figure) -> dict[str, Any]:
+    """A figure for JSON."""
+    return {"estimate": figure.estimate if math.isfinite(figure.estimate) else None, "interval": bounds(figure)}
+
+
+def gate_record(one: Verdict) -> dict[str, Any]:
+    """A verdict for JSON."""
+    return {
+        "gate": one.name,
+        "set": one.set or None,
+        "metric": one.metric,
+        one.limit.kind: one.limit.value,
+        "against": one.against,
+        **as_record(one.measured),
+        "status": one.status,
+    }
+
+
+def confusions_of(recipe: Recipe, seen: Mapping[str, Mapping[str, Seen]]) -> dict[str, Any]:
+    """The confusion tables by eval set and model, where they are asked for."""
+    if not recipe.eval.confusion:
+        return {}
+    labels = recipe.eval.labels
+    return {
+        name: {model: {"labels": labels, "counts": confusion(one)} for model, one in by_model.items()}
+        for name, by_model in seen.items()
+    }
+
+
+def samples_of(
+    recipe: Recipe, sets: Mapping[str, EvalSet], seen: Mapping[str, Mapping[str, Seen]]
+) -> dict[str, list[dict[str, Any]]]:
+    """The first `eval.samples` answers of every model to the rows of each eval set."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, one in sets.items() if recipe.eval.samples else ():
+        rows = one.prepared.parsed
+        spoken = [i for i, said in enumerate(seen[name][BASE].said) if said is not None][: recipe.eval.samples]
+        found[name] = [
+            {
+                "place": rows[i].place,
+                "question": question(rows[i]),
+                "answer": seen[name][BASE].answers[i],
+                **{model: by_model.said[i] for model, by_model in seen[name].items()},
+            }
+            for i in spoken
+        ]
+    return found
+
+
+def data_digests(sets: Mapping[str, EvalSet]) -> Any:
+    """The digest of the rows, or of each set by name."""
+    found = {name: one.prepared.digest for name, one in sets.items()}
+    return found[ONLY] if list(found) == [ONLY] else found
 
 
 def where(recipe: Recipe, run: Path | None) -> Path:
@@ -70,9 +228,6 @@ def where(recipe: Recipe, run: Path | None) -> Path:
     return run / "eval.json" if run else Path(f"{recipe.output}.base-eval.json")
 
 
-def tell(figures: dict[str, dict[str, float]], listen: Listen) -> None:
-    """The figures as a table, one column for each model."""
-    columns = {name: summary(values) for name, values in figures.items()}
-    metrics = list(next(iter(columns.values())))
-    rows = [[metric, *(column[metric] for column in columns.values())] for metric in metrics]
-    listen({"event": "table", "title": "evaluation", "columns": ["metric", *columns], "rows": rows})
+def rows_path(path: Path) -> Path:
+    """The file of the rows' statistics, beside that of the figures."""
+    return path.with_name(rows_file.NAME if path.name == "eval.json" else path.stem + "-rows.npz")

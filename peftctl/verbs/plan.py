@@ -88,7 +88,8 @@ class Plan:
         dtype = str(self.base.dtype).removeprefix("torch.")
         quantised = "" if recipe.model.quantization == "none" else f", weights in {recipe.model.quantization}"
         share = f"{self.trainable:,} of {self.total:,} parameters train ({self.trainable / self.total:.2%})"
-        held = f", {len(self.rows.eval.rows[: recipe.eval.max_rows]):,} to evaluate on" if self.rows.eval else ""
+        sizes = [f"{len(found):,} {name}".rstrip() for name, found in self.rows.eval_rows.items()]
+        held = f", {' and '.join(sizes)} to evaluate on" if sizes else ""
         tokens = f"{train.tokens:,} tokens, {train.trained_tokens:,} trained"
         rate = trainer.learning_rate or method.learning_rate
         laid = ", packed" if self.packing else ""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from peftctl.data.dataset import Split
-from peftctl.data.encode import Encoder
+from peftctl.data.dataset import ONLY, Split
+from peftctl.data.encode import Encoded, Encoder
 from peftctl.data.prepare import Prepared, hold_out, prepare
 from peftctl.errors import DataError
 from peftctl.models.base import load_tokenizer
@@ -20,38 +20,63 @@ HERE = Path(".")
 
 @dataclass(frozen=True)
 class Rows:
-    """Training rows, and evaluation rows when the recipe has some."""
+    """Training rows, and the recipe's sets of evaluation rows by name, the first `eval.max_rows` of each."""
 
     train: Prepared
-    eval: Prepared | None
+    eval: dict[str, Prepared]
 
     @classmethod
     def read(cls, recipe: Recipe, say: Callable[[str], None]) -> Rows:
         """Read, check and encode everything. Raises DataError with all that is wrong."""
-        dataset = recipe.dataset
+        dataset, most = recipe.dataset, recipe.eval.max_rows
         tokenizer = load_tokenizer(recipe.model, say=say)
         train = prepare(dataset.train, dataset, tokenizer, HERE, say)
         if isinstance(dataset.eval, Split):
-            return cls(*hold_out(train, dataset.eval.split, recipe.seed))
-        return cls(train, prepare(dataset.eval, dataset, tokenizer, HERE, say) if dataset.eval is not None else None)
+            train, held_out = hold_out(train, dataset.eval.split, recipe.seed)
+            return cls(train, {ONLY: first(held_out, most)})
+        sets = {name: prepare(spec, dataset, tokenizer, HERE, say) for name, spec in dataset.eval_sets.items()}
+        return cls(train, {name: first(rows, most) for name, rows in sets.items()})
 
-    def digests(self) -> dict[str, str | None]:
+    @property
+    def eval_rows(self) -> dict[str, Sequence[Encoded]]:
+        """What the loss is measured on while training, by set."""
+        return {name: part.rows for name, part in self.eval.items()}
+
+    def digests(self) -> dict[str, Any]:
         """Hashes that differ when the data does."""
-        return {"train": self.train.digest, "eval": self.eval.digest if self.eval else None}
+        found = {name: part.digest for name, part in self.eval.items()}
+        return {"train": self.train.digest, "eval": found.get(ONLY) if set(found) <= {ONLY} else found}
 
     def counts(self) -> dict[str, Any]:
         """Where the rows went, for training and evaluation."""
-        return {name: asdict(part.counts) for name, part in (("train", self.train), ("eval", self.eval)) if part}
+        parts = {"train": self.train, **{f"eval/{name}".rstrip("/"): part for name, part in self.eval.items()}}
+        return {name: asdict(part.counts) for name, part in parts.items()}
 
 
-def evaluation_rows(recipe: Recipe, tokenizer: Any, say: Callable[[str], None]) -> tuple[Prepared, Encoder]:
-    """The rows to measure on, as they were read and as they are encoded. Raises DataError when there are none."""
-    dataset = recipe.dataset
+class EvalSet(NamedTuple):
+    """Rows to measure on, as they were read, and how they are encoded."""
+
+    prepared: Prepared
+    encoder: Encoder
+
+
+def evaluation_rows(recipe: Recipe, tokenizer: Any, say: Callable[[str], None]) -> dict[str, EvalSet]:
+    """The rows to measure on, by the name of their set. Raises DataError when there are none."""
+    dataset, most = recipe.dataset, recipe.eval.max_rows
     if dataset.eval is None:
-        raise DataError("dataset.eval: nothing to evaluate on", "name a file, or `eval: {split: 0.05}`")
+        raise DataError("dataset.eval: nothing to evaluate on", "name a file, `eval: {split: 0.05}`, or `--data FILE`")
     if isinstance(dataset.eval, Split):
         train = prepare(dataset.train, dataset, tokenizer, HERE, say, keep_parsed=True)
-        _, rows = hold_out(train, dataset.eval.split, recipe.seed)
+        sets = {ONLY: hold_out(train, dataset.eval.split, recipe.seed)[1]}
     else:
-        rows = prepare(dataset.eval, dataset, tokenizer, HERE, say, keep_parsed=True)
-    return rows, Encoder.of(dataset, tokenizer, rows.chat_template)
+        specs = dataset.eval_sets.items()
+        sets = {name: prepare(spec, dataset, tokenizer, HERE, say, keep_parsed=True) for name, spec in specs}
+    return {
+        name: EvalSet(first(rows, most), Encoder.of(dataset, tokenizer, rows.chat_template))
+        for name, rows in sets.items()
+    }
+
+
+def first(prepared: Prepared, rows: int | None) -> Prepared:
+    """The first so many rows; all of them for None."""
+    return replace(prepared, rows=prepared.rows[:rows], parsed=prepared.parsed[:rows]) if rows else prepared

@@ -131,7 +131,7 @@ def run(
             method,
             recipe.trainer,
             rows.train.rows,
-            rows.eval.rows[: recipe.eval.max_rows] if rows.eval else [],
+            rows.eval_rows,
             accelerator=accelerator,
             pad_id=base.tokenizer.pad_token_id,
             seed=recipe.seed,

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from peftctl.errors import Problem, RecipeError
+from peftctl.verbs.asked import Asked
 
 
 def test_train(peftctl, verbs):
@@ -46,7 +47,14 @@ def test_of_several_processes_one_prints(peftctl, verbs, monkeypatch):
 
 def test_eval(peftctl, verbs):
     assert peftctl("eval", "runs/x", "eval.batch_size=1", "--adapter", "a").out == "runs/x/eval.json\n"
-    assert verbs.evaluate.calls == [(("runs/x",), {"overrides": ["eval.batch_size=1"], "adapter": "a"})]
+    files = {"junit_file": None, "markdown_file": None}
+    given = {"overrides": ["eval.batch_size=1"], "adapter": "a", "asked": Asked(), **files}
+    assert verbs.evaluate.calls == [(("runs/x",), given)]
+    words = ["--data", "a.jsonl", "--data", "b=b.jsonl", "--set", "b", "--metrics", "loss, bleu", "--labels", "x,y z"]
+    peftctl("eval", "runs/x", *words, "--max-rows", "3", "--junit", "j.xml", "--markdown", "m.md")
+    asked = Asked(data=("a.jsonl", "b=b.jsonl"), set="b", metrics=("loss", "bleu"), labels=("x", "y z"), max_rows=3)
+    files = {"junit_file": Path("j.xml"), "markdown_file": Path("m.md")}
+    assert verbs.evaluate.calls[1] == (("runs/x",), {"overrides": [], "adapter": None, "asked": asked, **files})
 
 
 def test_merge(peftctl, verbs):

@@ -16,8 +16,12 @@ from peftctl.data.file import Row
 from peftctl.data.formats import Parsed, check
 from peftctl.errors import DataError
 from peftctl.evaluation.evaluation import Evaluation
+from peftctl.evaluation.gate import Gate
 from peftctl.evaluation.loss import mean_loss
-from peftctl.evaluation.measure import measure, summary
+from peftctl.evaluation.measure import answer as answer_of
+from peftctl.evaluation.measure import confusion
+from peftctl.evaluation.measure import measure as seen_by
+from peftctl.evaluation.sheet import Sheet
 
 ALL = Evaluation(metrics=["loss", "perplexity", "accuracy", "exact_match"], labels=tiny_chat.LABELS, max_new_tokens=5)
 
@@ -36,6 +40,12 @@ def encoder() -> Encoder:
 
 def parsed(rows: list[Any], kind: Any = "messages") -> list[Parsed]:
     return [check(Row(f"rows.jsonl:{n}", row), kind) for n, row in enumerate(rows, 1)]
+
+
+def measure(model: Any, rows: Any, encoder: Any, evaluation: Evaluation, *more: Any) -> dict[str, float]:
+    """The figures that come of what is seen."""
+    sheet = Sheet.of(rows, {"it": seen_by(model, rows, encoder, evaluation, *more)}, evaluation.wanted)
+    return {metric.name: sheet.estimate("it", metric.name) for metric in evaluation.wanted}
 
 
 @torch.no_grad()
@@ -62,9 +72,8 @@ def test_loss_and_perplexity(model: Any, encoder: Encoder):
     total, count = slow_loss(model, encoded)
     figures = measure(model, rows, encoder, Evaluation(batch_size=4), 0)
     assert figures == {
-        "rows": 13,
         "loss": pytest.approx(total / count, rel=1e-5),
-        "perplexity": math.exp(figures["loss"]),
+        "perplexity": pytest.approx(math.exp(figures["loss"]), rel=1e-12),
     }
     one = SimpleNamespace(process_index=0, num_processes=1, device="cpu", reduce=lambda value, how: value)
     assert mean_loss(model, encoded, 4, 0, one) == pytest.approx(total / count, rel=1e-5)
@@ -162,14 +171,6 @@ def test_the_mode_of_the_model_stays(model: Any, encoder: Encoder):
         model.eval()
 
 
-def test_the_first_rows_alone(model: Any, encoder: Encoder):
-    rows = parsed(tiny_chat.chats(9))
-    some = Evaluation(labels=tiny_chat.LABELS, max_rows=4)
-    assert measure(model, rows, encoder, some, 0) == pytest.approx(
-        measure(model, rows[:4], encoder, Evaluation(labels=tiny_chat.LABELS), 0)
-    )
-
-
 def test_pairs_keep_the_space_before_their_answer(model: Any, encoder: Encoder):
     rows = parsed([{"prompt": "q:", "completion": " yes"}, {"prompt": "r:", "completion": " no"}], "prompt_completion")
     right = 0
@@ -219,14 +220,67 @@ def test_settings_that_contradict_each_other(fields: dict[str, Any], message: st
         Evaluation(**fields)
 
 
-def test_labels_ask_for_the_accuracy():
-    assert Evaluation(labels=["a", "b"]).wanted == ["loss", "perplexity", "accuracy"]
-    assert Evaluation(metrics=["accuracy"], labels=["a", "b"]).wanted == ["accuracy"]
+def test_labels_and_gates_ask_for_their_metrics():
+    def names(evaluation: Evaluation) -> list[str]:
+        return [metric.name for metric in evaluation.wanted]
+
+    assert names(Evaluation(labels=["a", "b"])) == ["loss", "perplexity", "accuracy"]
+    assert names(Evaluation(metrics=["accuracy"], labels=["a", "b"])) == ["accuracy"]
+    assert names(Evaluation(metrics=["loss"], gates={"hard/bleu": Gate(min=1.0)})) == ["loss", "bleu"]
 
 
-def test_figures_for_a_person():
-    assert summary({"rows": 12345, "loss": 1.23456, "accuracy": 0.9267}) == {
-        "rows": "12,345",
-        "loss": "1.235",
-        "accuracy": "92.7%",
-    }
+def test_only_what_is_asked_for_is_computed(model: Any, encoder: Encoder, monkeypatch: pytest.MonkeyPatch):
+    rows = parsed(tiny_chat.chats(4))
+    monkeypatch.setattr(model, "generate", None)
+    seen = seen_by(model, rows, encoder, Evaluation(metrics=["accuracy"], labels=tiny_chat.LABELS), 0)
+    assert len(seen.choice) == 4
+    assert len(seen.nats) == 0
+    assert seen.said == [None] * 4
+    seen = seen_by(model, rows, encoder, Evaluation(metrics=["loss"]), 0)
+    assert (len(seen.choice), len(seen.nats)) == (0, 4)
+    monkeypatch.undo()
+    monkeypatch.setattr(model, "forward", None)
+    monkeypatch.setattr("peftctl.evaluation.measure.score", None)
+    monkeypatch.setattr("peftctl.evaluation.measure.generate", lambda *a: ["  x "] * len(a[1]))
+    seen = seen_by(model, rows, encoder, Evaluation(metrics=["exact_match"]), 0)
+    assert seen.said == ["x"] * 4
+
+
+def test_samples_are_generated_for_the_first_rows_alone(model: Any, encoder: Encoder):
+    rows = parsed(tiny_chat.chats(5))
+    few = seen_by(model, rows, encoder, Evaluation(metrics=["loss"], samples=2, max_new_tokens=4), 0).said
+    every = seen_by(model, rows, encoder, Evaluation(metrics=["exact_match"], max_new_tokens=4), 0).said
+    assert few == [*every[:2], None, None, None]
+
+
+@torch.no_grad()
+def test_token_accuracy_is_teacher_forced(model: Any, encoder: Encoder):
+    rows = parsed(tiny_chat.chats(9))
+    right = count = 0
+    for row in rows:
+        encoded = encoder.whole(row)
+        best = model(input_ids=torch.tensor([encoded.input_ids])).logits[0].argmax(-1)
+        for position, label in enumerate(encoded.labels):
+            if label != -100:
+                right, count = right + int(best[position - 1] == label), count + 1
+    assert measure(model, rows, encoder, Evaluation(metrics=["token_accuracy"]), 0)["token_accuracy"] == right / count
+
+
+def test_confusion_has_answers_as_rows_and_choices_as_columns(model: Any, encoder: Encoder):
+    rows = parsed(tiny_chat.chats(11))
+    seen = seen_by(model, rows, encoder, Evaluation(metrics=["confusion"], labels=tiny_chat.LABELS), 0)
+    table = confusion(seen)
+    for i, label in enumerate(tiny_chat.LABELS):
+        assert sum(table[i]) == sum(answer_of(row) == label for row in rows)
+        assert sum(line[i] for line in table) == list(seen.choice).count(i)
+    assert len(seen.nats) == 0
+
+
+def test_pieces_of_a_split_row_count_as_one_row(model: Any):
+    split = Encoder(tiny_chat.tokenizer(), tiny_chat.TEMPLATE, 5, "split")
+    rows = parsed([{"text": "a longer text"}, {"text": "b"}], "text")
+    seen = seen_by(model, rows, split, Evaluation(), 0)
+    pieces = [split.encode(row) for row in rows]
+    assert len(pieces[0]) > 1
+    assert seen.tokens.tolist() == [sum(piece.trained for piece in row) for row in pieces]
+    assert seen.nats[0] == pytest.approx(slow_loss(model, pieces[0])[0], rel=1e-5)

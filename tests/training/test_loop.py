@@ -54,7 +54,7 @@ def run(folder: Path, trainer: Trainer = BASE, *, dropout: float = 0.0, stop: St
         "log": events.append,
         "write_adapter": lambda path: peftctl.save(model, path),
     } | given
-    progress = train(model, method, trainer, options.pop("rows", rows()), options.pop("eval_rows", []), **options)
+    progress = train(model, method, trainer, options.pop("rows", rows()), options.pop("eval_rows", {}), **options)
     return model, events, progress
 
 
@@ -176,7 +176,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_path):
 
 def test_best_adapter_and_early_stopping(tmp_path):
     trainer = replace(BASE, steps=40, learning_rate=0.3, schedule="constant", eval_every=1, early_stopping=3, keep=2)
-    model, events, progress = run(tmp_path, trainer, eval_rows=rows(8, seed=9))
+    model, events, progress = run(tmp_path, trainer, eval_rows={"": rows(8, seed=9)})
     evaluations = [event for event in events if event["event"] == "eval"]
     assert progress.step < 40
     assert progress.evaluations_since_best == 3

@@ -60,7 +60,7 @@ def run(folder: Any, packing: Any, trainer: Trainer = BASE, **given: Any) -> tup
         "write_adapter": lambda path: peftctl.save(model, path),
         "packing": packing,
     }
-    train(model, method, trainer, rows(), [], **options | given)
+    train(model, method, trainer, rows(), {}, **options | given)
     return model, [event for event in events if event["event"] == "step"]
 
 

@@ -63,7 +63,7 @@ def test_figures_are_those_of_a_slow_computation(run: Path, models: dict[str, An
         assert figures[name]["accuracy"] == right / len(held_out)
         assert figures[name]["loss"] == pytest.approx(total / tokens, rel=1e-5)
         assert figures[name]["perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-5)
-        assert figures[name]["perplexity"] == math.exp(figures[name]["loss"])
+        assert figures[name]["perplexity"] == pytest.approx(math.exp(figures[name]["loss"]), rel=1e-12)
     assert figures["adapter"]["loss"] < figures["base"]["loss"]
 
 
@@ -118,7 +118,10 @@ def test_eval_json_is_what_was_returned(run: Path, cli: Callable[..., SimpleName
     result = cli("eval", run)
     assert (result.code, result.out) == (0, f"{run}/eval.json\n")
     record = json.loads((run / "eval.json").read_text())
-    assert set(record) == {"model", "adapter", "adapter_sha256", "data", "evaluated", "figures"}
+    assert set(record) == {
+        *("model", "adapter", "adapter_sha256", "data", "evaluated", "settings"),
+        *("figures", "intervals", "compared", "gates"),
+    }
     assert set(record["figures"]["adapter"]) == {"rows", "loss", "perplexity", "accuracy"}
     for word in ("base", "adapter", "accuracy", f"{record['figures']['adapter']['loss']:.4g}"):
         assert word in result.err
