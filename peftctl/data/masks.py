@@ -50,7 +50,10 @@ def span_of(turn: Turn, tokens: Tokens, stops: Stops) -> tuple[Span, int | None]
     first = bisect_right(ends, turn.start)
     # A token that joins the end of the header to the beginning of the answer is the header's.
     first += first < len(ids) and begins[first] < turn.start
-    opening = {stops.bos, *ids[bisect_right(ends, turn.header) : first]} - {stops.eos}
+    header = ids[bisect_right(ends, turn.header) : first]
+    if turn.role != "assistant":  # of its header only the end is known
+        header = [next((id for id in reversed(ids[:first]) if id in stops.special), -1)]
+    opening = {stops.bos, *header} - {stops.eos}
     closing = list(_closing(turn, tokens, stops.special, opening))
     if not closing:
         return (first, bisect_left(begins, turn.said_end)), None

@@ -103,6 +103,8 @@ def prepare(
     if mistakes.rows and dataset.on_bad_row == "error":
         raise mistakes.error()
 
+    if encoder.spelled:
+        say(f"{encoder.spelled} of {number} rows spell special tokens in their text: taken as ordinary text")
     counts = Counts(
         read=number,
         kept=number - dropped - mistakes.rows,

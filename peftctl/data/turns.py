@@ -9,6 +9,7 @@ go from mark to mark.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from peftctl.data.formats import Message
@@ -54,10 +55,18 @@ class Turns:
         heads = {i: self._head(places, i) if i in spoken else (places.begin(i),) * 2 for i in trained}
         turns = []
         for i in trained:
-            header = next((heads[j][0] for j in spoken if j > i), len(text))
-            limit = min(header, places.begin_or(i + 1, header)) if i in bounded else header
+            limit = next((heads[j][0] for j in spoken if j > i), len(text))
+            if i in bounded:
+                limit = min(limit, heads[i + 1][0] if i + 1 in spoken else self._before(places, i + 1, limit))
             turns.append(Turn(i, messages[i]["role"], *heads[i], places.end(i), limit, i in calling))
         return turns
+
+    def _before(self, places: Places, index: int, otherwise: int) -> int:
+        """Where the message before must end: at the header of message `index`, if it is known, or its first word."""
+        if places.messages[index]["role"] == "assistant":
+            with suppress(DataError):
+                return self._head(places, index)[0]
+        return places.begin_or(index, otherwise)
 
     def _head(self, places: Places, index: int) -> tuple[int, int]:
         """Where the header of the assistant's message `index` begins, and where what must be learned begins."""
