@@ -31,8 +31,8 @@ class Source(Block):
 
     path: str
     """A file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.txt`, `.md`; all but Parquet also as `.gz`), a folder or
-    a glob of one kind of them, or a hub id; an existing path beats a hub id. In a folder, README and LICENSE are no
-    rows."""
+    a glob of one kind of them, or a hub id; an existing path beats a hub id. In a folder, README, LICENSE and
+    hidden files are no rows."""
 
     split: str = "train"
     """Split of a hub data set; files have none."""

@@ -37,7 +37,9 @@ FILES = (*SUFFIXES, ".arrow", ".bz2", ".gz", ".xlsx", ".xz", ".yaml", ".yml", ".
 """Endings that no hub id has: such a text is a path even when nothing is there."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_ABOUT = re.compile(r"(readme|licen[cs]e)\b", re.IGNORECASE)
+_NO_ROWS = re.compile(r"\.|(readme|licen[cs]e)\b", re.IGNORECASE)
+"""Names of files in a folder of rows that are none: hidden ones, as a glob passes over, and what tells of the rows."""
+
 _KINDS = ", ".join(f"`{suffix}`" for suffix in READERS)
 
 
@@ -101,7 +103,7 @@ def _found(text: str, root: Path) -> list[tuple[Path, str]] | None:
     path = root / Path(text).expanduser()
     if path.is_dir():
         names = sorted(item.name for item in path.iterdir() if item.name.lower().endswith(SUFFIXES) and item.is_file())
-        names = [name for name in names if not _ABOUT.match(name)]
+        names = [name for name in names if not _NO_ROWS.match(name)]
         if not names:
             hint = f"`{text.rstrip('/')}/**/*.jsonl` also looks below it"
             raise DataError(f"{text}: no file of rows in this folder ({_KINDS})", hint)

@@ -29,7 +29,7 @@ def test_a_spec_is_one_source_or_several() -> None:
 
 
 def test_places_name_files_as_they_were_written(tmp_path: Path, write: Callable[..., Path]) -> None:
-    for name in ("b.jsonl", "a.json.jsonl", "README.md", "LICENSE.txt", "notes.pdf", "deep/c.jsonl"):
+    for name in ("b.jsonl", "a.json.jsonl", "README.md", "LICENSE.txt", "._b.jsonl", "notes.pdf", "deep/c.jsonl"):
         write({"text": "a"}, name=f"data/{name}")
     assert places("data/b.jsonl", tmp_path) == ["data/b.jsonl:1"]
     assert places("data", tmp_path) == ["data/a.json.jsonl:1", "data/b.jsonl:1"]
