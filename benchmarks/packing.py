@@ -29,9 +29,9 @@ from peftctl.tasks import sft
 from peftctl.training.memory import peak_memory
 from peftctl.training.packing import work
 
-LAYERS, VOCABULARY = 6, 49152
+VOCABULARY = 49152
 SHAPE = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
-"""SmolLM2-135M's, with six of its thirty layers."""
+"""SmolLM2-135M's; it has thirty layers."""
 
 DRAWS: dict[str, Callable[[random.Random], int]] = {
     "tweets": lambda draw: round(min(max(draw.gauss(75, 8), 50), 110)),
@@ -49,9 +49,9 @@ def rows(kind: str, number: int) -> list[Encoded]:
     return [Encoded(array("i", [draw.randrange(VOCABULARY) for _ in range(n)]), ((n // 2, n),)) for n in lengths]
 
 
-def model(attention: str, dtype: str) -> nn.Module:
+def model(attention: str, dtype: str, layers: int) -> nn.Module:
     torch.manual_seed(0)
-    config: Any = LlamaConfig(vocab_size=VOCABULARY, num_hidden_layers=LAYERS, max_position_embeddings=4096, **SHAPE)
+    config: Any = LlamaConfig(vocab_size=VOCABULARY, num_hidden_layers=layers, max_position_embeddings=4096, **SHAPE)
     config._attn_implementation = attention
     made = LlamaForCausalLM(config).to(getattr(torch, dtype))
     return peftctl.attach(made, peftctl.METHODS["lora"](r=8)).train()
@@ -72,14 +72,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--attention", default="sdpa")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--kinds", nargs="*", default=list(DRAWS))
     parser.add_argument("--batches", nargs="*", default=["16/4", "16/16", "64/8"], help="rows a step / a micro-batch")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    titles = ["rows", "batch", "work saved by count", "tokens/s padded", "packed", "speed-up"]
+    if given.memory:
+        titles = ["rows", "batch", "peak memory padded", "packed"]
     if not given.only:
-        print("| rows | batch | work saved by count | tokens/s padded | packed | speed-up |", "|---|" * 1, sep="\n")
-    network = model(given.attention, given.dtype)
+        print("| " + " | ".join(titles) + " |", "|---" * len(titles) + "|", sep="\n")
+    network = model(given.attention, given.dtype, given.layers)
     for kind in given.kinds:
         for batch in given.batches:
             size, micro = map(int, batch.split("/"))

@@ -21,8 +21,12 @@ from peftctl.models.quiet import reason
 LENGTHS = (7, 5, 9, 1)
 """Tokens of the rows tried: the first two share a line, so do the others, and what they leave is padded."""
 
-ROUNDING: Mapping[torch.dtype, float] = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Largest difference that is rounding, relative to the largest logit."""
+ROUNDING: Mapping[torch.dtype, float] = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Largest difference that is rounding, relative to the largest logit. SmolLM2-135M has 0.03 in bfloat16 and 3e-6 in
+float32; a token that sees another row makes 0.3 to 0.6."""
+
+LOOSEST = 0.1
+"""The same, where padded rows differ from each alone too."""
 
 
 @torch.no_grad()
@@ -39,10 +43,11 @@ def obstacle(model: nn.Module, packing: Packing) -> str | None:
         if not method.in_place:
             return f"`{name_of(method)}` acts on whole lines, not on the rows in them"
     network: Any = model
-    kind, size = type(model).__name__, network.get_input_embeddings().num_embeddings
-    rows = random_rows(size)
-    others = [Encoded(array("i", [(token + 1) % size for token in rows[0].ids]), ()), *rows[1:]]
+    kind = type(model).__name__
     try:
+        size = network.get_input_embeddings().num_embeddings
+        rows = random_rows(size)
+        others = [Encoded(array("i", [(token + 1) % size for token in rows[0].ids]), ()), *rows[1:]]
         with evaluating(model):
             alone = [logits(model, rows, [[i]], None)[0] for i in range(len(rows))]
             padded = logits(model, rows, [[i] for i in range(len(rows))], None)
@@ -50,7 +55,7 @@ def obstacle(model: nn.Module, packing: Packing) -> str | None:
     except Exception as error:  # a foreign forward: whatever it raises, the model is what cannot do it
         return f"{kind} does not take packed rows: {reason(error)}"
     largest = max(float(one.abs().max()) for one in alone)
-    allowed = max(ROUNDING[network.dtype] * largest, 4 * distance(padded, alone))
+    allowed = max(ROUNDING[network.dtype] * largest, min(4 * distance(padded, alone), LOOSEST * largest))
     if not distance(first[1:], second[1:]) <= allowed:
         return f"{kind} lets a token see the row before it in the same line"
     if not distance(first, alone) <= allowed:

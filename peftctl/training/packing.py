@@ -60,6 +60,6 @@ def work(model: nn.Module, layout: Layout, steps: Sequence[Sequence[int]]) -> fl
     multiplications, masked or not: w / 6h of what the linears take.
     """
     network: Any = model
-    wide: float = 6 * network.config.get_text_config().hidden_size
+    wide: float = 6 * network.get_input_embeddings().weight.shape[-1]
     shapes = (layout.shape(part) for step in steps for part in layout.micro_batches(step))
     return sum(lines * width * (1 + width / wide) for lines, width in shapes)

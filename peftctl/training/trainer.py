@@ -25,9 +25,9 @@ class Trainer(Block):
     micro_batch_size: Count = 4
     """Sequences per forward on one device: less saves memory, the result is the same."""
     packing: Literal["auto", "on", "off"] = "auto"
-    """Lay rows of a step end to end where padding would stand: faster, the result is the same. `auto`: where the model
-    computes packed rows as it computes them alone, which is tried out, and at least a tenth of the work is saved.
-    """
+    """Lay the rows of a step end to end, in lines as long as its longest row, where padding would stand: faster, the
+    result is the same. `auto`: where the model computes packed rows as it computes them alone, which is tried out, and
+    at least a tenth of the work is saved."""
     learning_rate: Positive | None = None
     """Peak of the schedule; what the method suggests when left out."""
     optimizer: OptimizerName = "adamw"
