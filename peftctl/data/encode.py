@@ -62,7 +62,7 @@ class Encoder:
         self.system = system
         self.stop_ids: set[int] = set()
         self.spelled = 0
-        self._spelling = Spelling(tokenizer)
+        self._spelling = Spelling(tokenizer, template)
         self._turns = Turns()
         self._usual: frozenset[int] | None = None
         self._stops = Stops(self._spelling.special, tokenizer.bos_token_id, tokenizer.eos_token_id, self._usual_stops)

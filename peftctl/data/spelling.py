@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from peftctl.data.formats import Message
 from peftctl.data.marks import unused
-from peftctl.data.template import special_ids
+from peftctl.data.template import literals_read, special_ids
 from peftctl.errors import DataError
 
 Region = tuple[int, int]
@@ -32,16 +32,17 @@ class Render(Protocol):
 
 
 class Spelling:
-    """Finds and tokenises the special tokens that a row's own texts spell, for one tokenizer."""
+    """Finds and tokenises the special tokens that a row's own texts spell, for one tokenizer and template."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, template: str | None) -> None:
         self._tokenizer = tokenizer
         ids = special_ids(tokenizer)
         # A word the tokenizer does not know marks nothing, unless that token is `eos_token` too, as in GPT-2.
         self.special = ids - ({tokenizer.unk_token_id} - {tokenizer.eos_token_id})
         tokens = [token for token in tokenizer.convert_ids_to_tokens(sorted(ids)) if token and token.strip()]
-        longest_first = sorted(tokens, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        read = literals_read(template) if template else set()
+        self._pattern = _any_of(tokens)
+        self._in_answers = _any_of([token for token in tokens if not any(token in literal for literal in read)])
 
     def in_text(self, text: str) -> bool:
         """Whether a plain text spells special tokens."""
@@ -52,24 +53,21 @@ class Spelling:
     ) -> list[Region]:
         """Where `text`, which is `render(messages, tools)`, has special tokens that a message or a tool spells.
 
-        Raises DataError at `place` when the template does not let them be told from its own.
+        What the template reads in an answer, such as the `</think>` that ends its thinking, is the template's. Raises
+        DataError at `place` when the template changes such a text, so that its place is in doubt.
         """
-        if not any(self._pattern.search(said) for said in _texts((messages, tools))):
+        patterns = [self._in_answers if message["role"] == "assistant" else self._pattern for message in messages]
+        said = [*zip(patterns, messages, strict=True), (self._pattern, tools)]
+        if not any(pattern.search(text) for pattern, texts in said for text in _texts(texts)):
             return []
-        opening, closing = unused(2, text, place)
-        marked = _mapped((messages, tools), lambda said: self._pattern.sub(rf"{opening}\g<0>{closing}", said))
-        rendered = render(marked[0], tools=marked[1])
-        if rendered.replace(opening, "").replace(closing, "") != text:
+        (mark,) = unused(1, text, place)
+        *marked, marked_tools = [_broken(texts, pattern, mark) for pattern, texts in said]
+        rendered = render(marked, tools=marked_tools)
+        if rendered.replace(mark, "") != text:
             what = "a text of this row spells a special token, and the chat template changes it"
             raise DataError(f"{place}: {what}", "remove the special token from the row")
-        # A template may take a text apart at the token, as at `</think>`, and write that itself: then no pair is left.
-        regions, gone = [], 0
-        for match in re.finditer(f"{opening}({self._pattern.pattern}){closing}|[{opening}{closing}]", rendered):
-            if match[1] is not None:
-                start = match.start() - gone
-                regions.append((start, start + len(match[1])))
-            gone += 1 if match[1] is None else 2
-        return regions
+        starts = [match.start() - number - 1 for number, match in enumerate(re.finditer(mark, rendered))]
+        return [match.span() for start in starts if (match := self._pattern.match(text, start))]
 
     def tokenise(self, text: str) -> Tokens:
         """A text as the tokenizer reads it: what it spells of special tokens is special."""
@@ -136,9 +134,19 @@ class Spelling:
         return Tokens(tokens["input_ids"], [begin for begin, _ in offsets], [end for _, end in offsets])
 
 
+def _any_of(tokens: Sequence[str]) -> re.Pattern[str]:
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
 def _extend(tokens: Tokens, *columns: Sequence[int]) -> None:
     for column, more in zip(tokens, columns, strict=True):
         column.extend(more)
+
+
+def _broken(value: Any, pattern: re.Pattern[str], mark: str) -> Any:
+    """The structure with a mark behind the first character of every spelling in it."""
+    return _mapped(value, lambda said: pattern.sub(lambda match: match[0][:1] + mark + match[0][1:], said))
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peftctl.config.near import did_you_mean
 from peftctl.data.formats import Message
 from peftctl.data.sources import near
 from peftctl.errors import DataError
+
+if TYPE_CHECKING:
+    import jinja2
 
 STOPS = {
     "alpaca": None,
@@ -126,7 +129,21 @@ def _file(name: str, root: Path) -> str:
         raise DataError(f"{_PLACE}: `{name}` cannot be read: {error}") from None
 
 
-def _parse(text: str) -> None:
+def literals_read(template: str) -> set[str]:
+    """The texts that a template looks for in what it is given, as in `'</think>' in content` or `content.split(...)`.
+
+    Raises DataError when it is no Jinja.
+    """
+    from jinja2 import nodes
+
+    tree = _parse(template)
+    calls = [call for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Getattr)]
+    looked_for = [arg for call in (*calls, *tree.find_all(nodes.Filter)) for arg in call.args]
+    looked_for += [compared.expr for compared in tree.find_all(nodes.Compare)]
+    return {node.value for node in looked_for if isinstance(node, nodes.Const) and isinstance(node.value, str)}
+
+
+def _parse(text: str) -> jinja2.nodes.Template:
     """Raises DataError when the text is no Jinja, before any row is blamed for it."""
     import jinja2
     from jinja2.ext import loopcontrols
@@ -141,6 +158,6 @@ def _parse(text: str) -> None:
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     try:
-        jinja2.Environment(extensions=[Generation, loopcontrols]).parse(text)
+        return jinja2.Environment(extensions=[Generation, loopcontrols]).parse(text)
     except jinja2.TemplateSyntaxError as error:
         raise DataError(f"{_PLACE}:{error.lineno}: not a Jinja template: {error.message}") from None
