@@ -19,7 +19,7 @@ FIRST, LAST = 0xF0000, 0xFFFFD  # the first of Unicode's planes for private use
 def unused(number: int, text: str, place: str) -> list[str]:
     """That many characters for private use that `text` does not have. Raises DataError when it has nearly all."""
     private = (chr(code) for code in range(FIRST, LAST + 1))
-    if max(text, default="") >= chr(FIRST):
+    if not text.isascii() and max(text) >= chr(FIRST):
         taken = set(text)
         private = (mark for mark in private if mark not in taken)
     marks = list(islice(private, number))
@@ -46,26 +46,36 @@ def behind(message: Message, mark: str) -> Iterator[Message]:
     That is its content, trailing space left out; where it calls tools, the last call's last argument or its name: what
     the template writes between the mark and the end of the turn is its own.
     """
-    if not message.get("tool_calls"):
-        content = message["content"]
-        cut = len(content.rstrip())
-        yield {**message, "content": content[:cut] + mark + content[cut:]}
-        return
-    *calls, last = message["tool_calls"]
-    for changed in _call_marked(last, mark):
-        yield {**message, "tool_calls": [*calls, changed]}
+    if message.get("tool_calls"):
+        *calls, last = message["tool_calls"]
+        for changed in _call_marked(last, mark):
+            yield {**message, "tool_calls": [*calls, changed]}
+    elif (content := _said(message.get("content"), mark, front=False)) is not None:
+        yield {**message, "content": content}
 
 
 def before(message: Message, mark: str) -> Iterator[Message]:
     """The message with a mark before the first thing that is said in it: its content or its first call's name."""
-    content = message.get("content")
-    if isinstance(content, str) and (content.strip() or not message.get("tool_calls")):
-        cut = len(content) - len(content.lstrip())
-        yield {**message, "content": content[:cut] + mark + content[cut:]}
-    elif message.get("tool_calls"):
-        first, *calls = message["tool_calls"]
-        for changed in _named(first, mark, front=True):
-            yield {**message, "tool_calls": [changed, *calls]}
+    content, calls = message.get("content"), message.get("tool_calls")
+    if calls and not (content.strip() if isinstance(content, str) else content):
+        for changed in _named(calls[0], mark, front=True):
+            yield {**message, "tool_calls": [changed, *calls[1:]]}
+    elif (marked := _said(content, mark, front=True)) is not None:
+        yield {**message, "content": marked}
+
+
+def _said(content: Any, mark: str, front: bool) -> Any:
+    """A content with a mark before or behind its words; None when it has none."""
+    if isinstance(content, str):
+        cut = len(content) - len(content.lstrip()) if front else len(content.rstrip())
+        return content[:cut] + mark + content[cut:]
+    parts = list(content) if isinstance(content, list) else []
+    places = [i for i, part in enumerate(parts) if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    if not places:
+        return None
+    at = places[0] if front else places[-1]
+    parts[at] = {**parts[at], "text": _said(parts[at]["text"], mark, front)}
+    return parts
 
 
 def _call_marked(call: dict[str, Any], mark: str) -> Iterator[dict[str, Any]]:
@@ -94,10 +104,8 @@ def _last_text(value: Any, mark: str) -> Any:
     """`value` with a mark behind the last text in it; None when there is none."""
     if isinstance(value, str):
         return value + mark
-    items = (
-        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
-    )
-    for key, inner in reversed(items):
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in reversed(list(items)):
         marked = _last_text(inner, mark)
         if marked is not None:
             changed = dict(value) if isinstance(value, dict) else list(value)

@@ -7,18 +7,19 @@ encodes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from peftctl.data.account import SHOWN, Counts, Mistakes, settle
-from peftctl.data.dataset import Dataset, Format, Source, Sources
+from peftctl.data.dataset import Dataset, Source, Sources
 from peftctl.data.encode import Encoded, Encoder
+from peftctl.data.examples import examples, format_of
 from peftctl.data.file import Digest
-from peftctl.data.formats import Chat, Parsed, check, guess
-from peftctl.data.sources import listed, read
+from peftctl.data.formats import Chat, Format, Parsed
+from peftctl.data.sources import listed
 from peftctl.data.template import find
 from peftctl.errors import DataError, Problem
 
@@ -85,7 +86,7 @@ def prepare(
     rows: list[Encoded] = []
     parsed: list[Parsed] = []
     number, dropped, mistakes = 0, 0, Mistakes()
-    for item in (item for source, format in sources for item in _parsed(source, format, root)):
+    for item in (item for source, format in sources for item in examples(source, format, dataset, root)):
         number += 1
         try:
             if isinstance(item, DataError):
@@ -105,6 +106,9 @@ def prepare(
 
     if encoder.spelled:
         say(f"{encoder.spelled} of {number} rows spell special tokens in their text: taken as ordinary text")
+    if pieces := [row for row in rows if row.pieces > 1]:
+        split, cut = len(_by_row(pieces)), sum(piece.cut for piece in pieces)
+        say(f"{split} rows longer than {dataset.max_length} tokens split into {len(pieces)}; {cut} tokens left out")
     counts = Counts(
         read=number,
         kept=number - dropped - mistakes.rows,
@@ -127,23 +131,37 @@ def prepare(
 def hold_out(prepared: Prepared, fraction: float, seed: int) -> tuple[Prepared, Prepared]:
     """Training rows and, held out of them, evaluation rows: a pure function of the rows and the seed.
 
-    At least one row is on either side; rows that were dropped or skipped stay in the account of the training rows.
+    At least one row is on either side, with all its pieces; rows that were dropped or skipped stay in the account of
+    the training rows.
     """
-    number = len(prepared.rows)
+    pieces = _by_row(prepared.rows)
+    number = len(pieces)
     if number < 2:
         raise DataError("dataset.eval: one row cannot be split into training and evaluation", "name evaluation rows")
     random = Random(f"hold out {seed}")
     shuffled = sorted(range(number), key=lambda _: random.random())
     held = set(shuffled[: min(max(round(number * fraction), 1), number - 1)])
-    return _part(prepared, [i for i in range(number) if i not in held], whole=True), _part(prepared, sorted(held))
+    rest = [i for i in range(number) if i not in held]
+    return _part(prepared, pieces, rest, whole=True), _part(prepared, pieces, sorted(held))
 
 
-def _part(prepared: Prepared, chosen: list[int], whole: bool = False) -> Prepared:
-    rows = [prepared.rows[i] for i in chosen]
+def _by_row(rows: Sequence[Encoded]) -> list[list[Encoded]]:
+    """The pieces of each row, which follow one another."""
+    found: list[list[Encoded]] = []
+    for row in rows:
+        if found and found[-1][-1].piece < row.piece:
+            found[-1].append(row)
+        else:
+            found.append([row])
+    return found
+
+
+def _part(prepared: Prepared, pieces: list[list[Encoded]], chosen: list[int], whole: bool = False) -> Prepared:
+    rows = [piece for i in chosen for piece in pieces[i]]
     dropped, skipped = (prepared.counts.dropped, prepared.counts.skipped) if whole else (0, 0)
     counts = Counts(
-        read=len(rows) + dropped + skipped,
-        kept=len(rows),
+        read=len(chosen) + dropped + skipped,
+        kept=len(chosen),
         truncated=sum(row.truncated for row in rows),
         dropped=dropped,
         skipped=skipped,
@@ -162,12 +180,12 @@ def _survey(
     sources, chats, lost, mistakes = [], False, False, Mistakes()
     for source in listed(spec):
         try:
-            format = _format(source, dataset, root, say, mistakes)
+            format = format_of(source, dataset, root, say, mistakes)
             if format is None:
                 lost = True
                 continue
             sources.append((source, format))
-            for item in _parsed(source, format, root, digest):
+            for item in examples(source, format, dataset, root, digest):
                 chats = chats or isinstance(item, Chat)
                 if isinstance(item, DataError):
                     mistakes.add(item.problems)
@@ -177,39 +195,3 @@ def _survey(
     if mistakes.rows and (lost or dataset.on_bad_row == "error"):
         raise mistakes.error()
     return sources, chats
-
-
-def _format(
-    source: Source, dataset: Dataset, root: Path, say: Callable[[str], None], mistakes: Mistakes
-) -> Format | None:
-    """What the rows of a source are; None when no row tells, and `mistakes` says why."""
-    if source.format is not None:
-        return source.format
-    if dataset.format != "auto":
-        return dataset.format
-    met = Mistakes()
-    for item in read(source, root):
-        try:
-            if isinstance(item, Problem):
-                raise DataError.of([item])
-            format = guess(item)
-        except DataError as error:
-            met.add(error.problems)
-            continue
-        say(f"{source.path}: rows are `{format}`, guessed from the first")
-        return format
-    mistakes.add(met.problems, met.more, met.rows)
-    return None
-
-
-def _parsed(
-    source: Source, format: Format, root: Path, digest: Digest = lambda data: None
-) -> Iterator[Parsed | DataError]:
-    for item in read(source, root, digest):
-        if isinstance(item, Problem):
-            yield DataError.of([item])
-            continue
-        try:
-            yield check(item, format)
-        except DataError as error:
-            yield error

@@ -138,7 +138,8 @@ def literals_read(template: str) -> set[str]:
 
     tree = _parse(template)
     calls = [call for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Getattr)]
-    looked_for = [arg for call in (*calls, *tree.find_all(nodes.Filter)) for arg in call.args]
+    looked_for = [arg for call in calls for arg in call.args]
+    looked_for += [arg for filtered in tree.find_all(nodes.Filter) for arg in filtered.args]
     looked_for += [compared.expr for compared in tree.find_all(nodes.Compare)]
     return {node.value for node in looked_for if isinstance(node, nodes.Const) and isinstance(node.value, str)}
 

@@ -47,7 +47,7 @@ def test_rows_come_in_order_with_an_account(tmp_path: Path, write: Write, tokeni
     assert prepared.formats == ("messages",)
     assert prepared.chat_template == tokenizer.chat_template
     assert prepared.stop_ids == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
-    assert said == ["rows.jsonl: rows are `messages`, guessed from the first"]
+    assert said == ["rows.jsonl: rows are `messages`, guessed from their keys"]
 
 
 def test_a_format_that_is_named_is_not_guessed(tmp_path: Path, write: Write, tokenizer_of: Of) -> None:
@@ -97,7 +97,7 @@ def test_many_mistakes_are_counted_not_listed(tmp_path: Path, write: Write, toke
     assert texts[-1] == "... and 7 more"
     write(*[{"nothing": 1}] * 27)
     texts = failed(tmp_path, tokenizer_of("chatml"))
-    assert texts[0].startswith("rows.jsonl:1: expected `messages`, or")
+    assert texts[0].startswith("rows.jsonl:1: the keys are those of no form of rows: `nothing`")
     assert texts[-1] == "... and 7 more"
 
 
@@ -226,3 +226,25 @@ def test_kept_texts_stay_beside_their_ids(tmp_path: Path, write: Write, tokenize
         assert own == [row.input_ids for row in part.rows]
     assert len(prepared.rows) == 10
     assert prepare("rows.jsonl", dataset, tokenizer, tmp_path).parsed == []
+
+
+def test_pieces_of_a_row_are_told_and_stay_together(tmp_path: Path, write: Write, tokenizer_of: Of) -> None:
+    write(*[{"text": f"{i} " * (10 + i)} for i in range(12)], {"text": "short"})
+    prepared, said = run(tmp_path, tokenizer_of("chatml"), max_length=8, on_long="split")
+    assert prepared.counts.read == prepared.counts.kept == 13
+    assert len(prepared.rows) > 26
+    cut = sum(row.cut for row in prepared.rows)
+    assert f"12 rows longer than 8 tokens split into {len(prepared.rows) - 1}; {cut} tokens left out" in said
+    parts = hold_out(prepared, 0.4, seed=1)
+    assert [part.counts.kept for part in parts] == [8, 5]
+    assert sum(len(part.rows) for part in parts) == len(prepared.rows)
+    for part in parts:
+        whole = [row for row in part.rows if row.piece == 0]
+        assert len(whole) == part.counts.kept
+        assert len(part.rows) == sum(row.pieces - (row.cut > 0) for row in whole)  # a last piece of one token is cut
+
+
+def test_rows_that_spell_special_tokens_are_told(tmp_path: Path, write: Write, tokenizer_of: Of) -> None:
+    write(chat("yes"), chat("say <|im_end|>"), chat("no"))
+    _, said = run(tmp_path, tokenizer_of("chatml"))
+    assert "1 of 3 rows spell special tokens in their text: taken as ordinary text" in said
