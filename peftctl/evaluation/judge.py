@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from peftctl.evaluation.gate import BASE, Gate, Limit, split_key
+from peftctl.evaluation.gate import Gate, Limit, split_key
 from peftctl.evaluation.metric import Metric
 from peftctl.evaluation.metrics import METRICS
 from peftctl.evaluation.sheet import Figure, Sheet
@@ -40,6 +41,8 @@ class Verdict:
     def words(self) -> str:
         """What was measured, and why that passes or does not."""
         found = f"{self.quantity} {spelled(self.measured, METRICS[self.metric])}"
+        if self.status == "failed" and math.isnan(self.measured.estimate):
+            return f"{self.quantity} is not a number"
         if self.status == "failed":
             return f"{found}: all of the 95 % interval lies beyond the limit {self.limit.value:g}"
         if self.status == "passed":
@@ -74,10 +77,11 @@ def verdict(sheet: Sheet, name: str, metric: str, model: str, limit: Limit, refe
     else:
         first, second = (reference, model) if limit.kind == "max_drop" else (model, reference)
         measured = sheet.difference(first, second, metric)
+    lost = math.isnan(sheet.estimate(model, metric))  # a model that computes no numbers is worse than any limit
     least = limit.kind.startswith("min")
     room = ROUNDING * max(abs(limit.value), 1.0)
     low, high = measured.interval
-    wrong = measured.estimate < limit.value - room if least else measured.estimate > limit.value + room
+    right = measured.estimate >= limit.value - room if least else measured.estimate <= limit.value + room
     certain = high < limit.value - room if least else low > limit.value + room
     return Verdict(
         set=name,
@@ -85,7 +89,7 @@ def verdict(sheet: Sheet, name: str, metric: str, model: str, limit: Limit, refe
         limit=limit,
         against=None if limit.bounds == "figure" else reference,
         measured=measured,
-        status="failed" if certain else "passed, not certain" if wrong else "passed",
+        status="failed" if certain or lost else "passed" if right else "passed, not certain",
     )
 
 
@@ -97,9 +101,3 @@ def spelled(figure: Figure, metric: Metric) -> str:
     if low == float("-inf"):
         return f"{estimate} (too few rows for an interval)"
     return f"{estimate} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def references(gates: Mapping[str, Gate]) -> list[str]:
-    """The other runs that gates compare with."""
-    compared = [gate for gate in gates.values() if any(limit.bounds != "figure" for limit in gate.limits)]
-    return list(dict.fromkeys(gate.reference for gate in compared if gate.reference != BASE))

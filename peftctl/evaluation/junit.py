@@ -38,5 +38,5 @@ def junit(verdicts: Sequence[Verdict], title: str, when: str, seconds: float) ->
 
 
 def clean(text: str) -> str:
-    """`text` with what XML cannot hold as visible escapes."""
+    """`text` with what XML cannot hold, or a terminal would obey, as visible escapes."""
     return FORBIDDEN.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)

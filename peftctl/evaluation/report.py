@@ -84,9 +84,8 @@ def markdown(found: Sequence[Table]) -> str:
 
 def escaped(text: str) -> str:
     """`text` on one line, with every character that Markdown or HTML could take for its own shown as it is."""
-    text = " ".join(text.split())
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$@-])", lambda found: f"&#{ord(found[0])};", text)
+    text = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", " ".join(text.split()))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def short(value: Any) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peftctl.config.near import did_you_mean
-from peftctl.data.dataset import ONLY, SET_NAME, Sources, Split
+from peftctl.data.dataset import ONLY, SET_NAME, Source, Sources, Split
 from peftctl.errors import Problem, RecipeError
 from peftctl.evaluation.evaluation import CONFUSION, Evaluation
 from peftctl.evaluation.gate import split_key
@@ -59,15 +60,34 @@ class Asked:
         return replace(recipe, eval=evaluation)
 
 
-def named(words: Iterable[str]) -> dict[str, Sources]:
-    """`PATH` and `NAME=PATH` words as sources by name; those without one are one set together."""
-    sets: dict[str, list[str]] = {}
+def named(words: Iterable[str]) -> Sources | dict[str, Sources]:
+    """`PATH` and `NAME=PATH` words as sources, by name where they have names. Raises RecipeError where only some do."""
+    sets: dict[str, list[str | Source]] = {}
     for word in words:
         name, equals, path = word.partition("=")
         if not equals or Path(word).exists() or not SET_NAME.fullmatch(name):
             name, path = ONLY, word
         sets.setdefault(name, []).append(path)
-    return {name: [*paths] if len(paths) > 1 else paths[0] for name, paths in sets.items()}
+    if ONLY not in sets:
+        found: dict[str, Sources] = {}
+        found.update(sets)
+        return found
+    if len(sets) > 1:
+        raise RecipeError("`--data`: some of the rows have a name and some have none", "write `NAME=PATH` for all")
+    return sets[ONLY]
+
+
+def command(recipe: Recipe, folder: str) -> str:
+    """The command that measures the run in `folder` as this recipe is measured."""
+    words = ["peftctl", "eval", folder]
+    for name, spec in recipe.dataset.eval_sets.items():
+        for source in spec if isinstance(spec, list) else [spec]:
+            path = source if isinstance(source, str) else source.path
+            words += ["--data", f"{name}={path}" if name else path]
+    words += ["--metrics", ",".join(metric.name for metric in recipe.eval.wanted)]
+    words += ["--labels", ",".join(recipe.eval.labels)] if recipe.eval.labels else []
+    words += ["--max-rows", str(recipe.eval.max_rows)] if recipe.eval.max_rows else []
+    return shlex.join(words)
 
 
 def unmeasured_gates(recipe: Recipe) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from peftctl.models.allocator import keep_memory
 from peftctl.recipe import Recipe
 from peftctl.training import filesystem, storage
 from peftctl.verbs import provenance
-from peftctl.verbs.asked import Asked, settings, unmeasured_gates
+from peftctl.verbs.asked import Asked, command, settings, unmeasured_gates
 from peftctl.verbs.events import Listen, silent, speaker, ticker
 from peftctl.verbs.past import earlier, model_of
 from peftctl.verbs.rows import EvalSet, evaluation_rows
@@ -64,7 +65,7 @@ def evaluate(
     sets = evaluation_rows(recipe, base.tokenizer, say)
     digests = {name: sorted(map(row_digest, one.prepared.parsed)) for name, one in sets.items()}
     gates = recipe.eval.gates if found.adapter is not None else {}
-    past = earlier(gates, digests)
+    past = earlier(gates, digests, partial(command, recipe))
     seen: dict[str, dict[str, Seen]] = {name: {} for name in sets}
     models_measured = [BASE]
     if found.adapter is not None:
@@ -141,7 +142,7 @@ def measured(
 
 def figures_record(sheets: Mapping[str, Sheet], names: Sequence[str]) -> dict[str, Any]:
     """Figures, their intervals, and how the adapter's lie to the base's, by `metric` or `set/metric`."""
-    figures: dict[str, dict[str, float]] = {name: {} for name in names}
+    figures: dict[str, dict[str, float | None]] = {name: {} for name in names}
     intervals: dict[str, dict[str, list[float] | None]] = {name: {} for name in names}
     compared: dict[str, dict[str, Any]] = {}
     for one, sheet in sheets.items():
@@ -149,7 +150,7 @@ def figures_record(sheets: Mapping[str, Sheet], names: Sequence[str]) -> dict[st
             figures[name][keyed(one, "rows")] = len(sheet.rows)
             for metric in sheet.statistics[name]:
                 figure = sheet.figure(name, metric)
-                figures[name][keyed(one, metric)] = figure.estimate
+                figures[name][keyed(one, metric)] = finite(figure.estimate)
                 intervals[name][keyed(one, metric)] = bounds(figure)
         for metric in sheet.statistics[names[-1]] if len(names) > 1 else ():
             difference, ratio = (how(ADAPTER, BASE, metric) for how in (sheet.difference, sheet.ratio))
@@ -170,7 +171,12 @@ def bounds(figure: Figure) -> list[float] | None:
 
 def as_record(figure: Figure) -> dict[str, Any]:
     """A figure for JSON."""
-    return {"estimate": figure.estimate if math.isfinite(figure.estimate) else None, "interval": bounds(figure)}
+    return {"estimate": finite(figure.estimate), "interval": bounds(figure)}
+
+
+def finite(value: float) -> float | None:
+    """A number for JSON, which knows no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def gate_record(one: Verdict) -> dict[str, Any]:
