@@ -46,7 +46,7 @@ def generate(
     trained = (found.adapter / "chat_template.jinja").read_text(encoding="utf-8") if chat and found.adapter else None
     template = trained or (find("tokenizer", loaded.tokenizer, HERE, say) if loaded.tokenizer.chat_template else None)
     is_chat = chat or (found.adapter is None and template is not None)
-    encoder = Encoder(loaded.tokenizer, template, 1 << 30, "truncate")
+    encoder = Encoder(loaded.tokenizer, template, 1 << 30, system=found.recipe.dataset.system if found.recipe else None)
     encoder.stop_ids.update(found.folder.read_provenance().get("stop_ids", []) if found.folder else [])
     prompt = chat_prompt([{"role": "user", "content": text}], encoder) if is_chat else text_prompt(text, encoder)
     how: dict[str, Any] = {"num_beams": beams}

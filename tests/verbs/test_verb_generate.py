@@ -127,3 +127,16 @@ def test_another_base_of_the_same_shape_is_refused(made: Callable[..., Any], tmp
         generate(str(tmp_path / "run"), QUESTION)
     assert json.loads((tmp_path / "run" / "provenance.json").read_text())["base"]["name"] == str(base)
     assert caught.value.problems[0].hint == "its weights differ"
+
+
+def test_the_system_message_of_the_run_is_used(finished: Path, tmp_path: Path, adapted: Any):
+    import yaml
+
+    copy = shutil.copytree(finished, tmp_path / "run")
+    recipe = yaml.safe_load((copy / "recipe.yaml").read_text())
+    recipe["dataset"]["system"] = "shout!"
+    (copy / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    chat = [{"role": "system", "content": "shout!"}, {"role": "user", "content": QUESTION}]
+    ids = tiny_chat.tokenizer().apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
+    expected = answer(adapted, ids)
+    assert generate(str(copy), QUESTION, max_new_tokens=12) == expected != answer(adapted, asked(QUESTION))
