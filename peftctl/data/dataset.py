@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Tag
 
 from peftctl.config.block import Block, Count, Fraction
+from peftctl.data.formats import Format
+from peftctl.data.formats.columns import refuse_unknown
 
 SampleBy = Literal["document", "paragraph", "line"]
 """What one row of a text file is."""
-
-Format = Literal["messages", "prompt_completion", "text"]
-"""What a row can be."""
-
 
 Role = Literal["system", "user", "assistant", "tool"]
 """Who a message of a conversation is from."""
@@ -53,9 +51,13 @@ class Source(Block):
     format: Format | None = None
     """What the rows of this source are; left out, `dataset.format` holds."""
 
+    columns: dict[str, str] | None = None
+    """Keys that are called otherwise in this source; left out, `dataset.columns` holds."""
+
     def __post_init__(self) -> None:
         if not self.path.strip():
             raise ValueError("`path` is empty")
+        refuse_unknown(self.columns or {}, self.format)
         if self.streaming and self.max_rows is None:
             raise ValueError("`streaming` needs `max_rows`; hint: the rows are held in memory, so say how many")
 
@@ -110,8 +112,12 @@ class Dataset(Block):
     """Evaluation rows: the same, or `{split: 0.05}` to hold that share of the training rows out, or several sets of
     rows by name, `{held_out: a.jsonl, hard: b.jsonl}`; the loss of the first says which step is best."""
 
-    format: Literal["auto", "messages", "prompt_completion", "text"] = "auto"
-    """What a row is; `auto` guesses from the first row of each source and says so."""
+    format: Literal["auto"] | Format = "auto"
+    """What a row is; `auto` guesses from the first 20 rows of each source and says so."""
+
+    columns: dict[str, str] = field(default_factory=dict)
+    """Keys that are called otherwise in the files, `{prompt: question, completion: answer.text}`: key of the format,
+    then the column, or a dotted path to what stands in it."""
 
     chat_template: str = "tokenizer"
     """`tokenizer` for the tokenizer's own, the name of one of peftctl's, or a Jinja file."""
@@ -136,6 +142,7 @@ class Dataset(Block):
     """Largest share of rows that may be skipped or dropped before the run stops."""
 
     def __post_init__(self) -> None:
+        refuse_unknown(self.columns, None if self.format == "auto" else self.format)
         if self.train_on == []:
             raise ValueError("`train_on` names no role; hint: `[assistant]` is the same as `assistant`")
         if self.eval == {}:
@@ -149,6 +156,9 @@ class Dataset(Block):
                 raise ValueError(f"`{name}` names no source")
             if isinstance(value, list) and any(isinstance(path, str) and not path.strip() for path in value):
                 raise ValueError(f"`{name}` has an empty path")
+            for source in value if isinstance(value, list) else [value]:
+                if isinstance(source, Source) and source.columns is None and source.format is not None:
+                    refuse_unknown(self.columns, source.format)
 
     @property
     def eval_sets(self) -> dict[str, Sources]:

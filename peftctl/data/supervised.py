@@ -1,0 +1,34 @@
+"""Rows as supervised fine-tuning trains them: conversations, pairs and texts; what it cannot train is refused."""
+
+from __future__ import annotations
+
+from peftctl.data.formats import Captioned, Chat, Example, Feedback, Labelled, Message, Parsed, Preference, Translated
+from peftctl.errors import DataError
+
+
+def supervised(example: Example) -> Parsed:
+    """The example as a conversation, a pair or a text. Raises DataError for one that has no answer to train.
+
+    A class is the answer to its text (two texts stand apart by a blank line), a target the answer to its source.
+    """
+    match example:
+        case Labelled():
+            text = example.text if example.pair is None else f"{example.text}\n\n{example.pair}"
+            return _chat(example.place, text, str(example.label))
+        case Translated():
+            return _chat(example.place, example.source, example.target)
+        case Preference():
+            hint = "map the better answer, as in `columns: {prompt: prompt, completion: chosen}`"
+            raise DataError(f"{example.place}: supervised fine-tuning does not train preferences", hint)
+        case Feedback():
+            hint = "set `format: prompt_completion` to train every completion, and take the bad ones out before"
+            raise DataError(f"{example.place}: supervised fine-tuning has no use for good and bad answers", hint)
+        case Captioned():
+            hint = "set `format: text` to train the texts alone"
+            raise DataError(f"{example.place}: supervised fine-tuning trains texts, not images", hint)
+    return example
+
+
+def _chat(place: str, asked: str, answer: str) -> Chat:
+    said: list[Message] = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    return Chat(place, said)
