@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from peftctl.evaluation.judge import Verdict, spelled
+from peftctl.evaluation.junit import clean
 from peftctl.evaluation.metrics import METRICS
 from peftctl.evaluation.sheet import Figure, Sheet
 
@@ -84,7 +85,7 @@ def markdown(found: Sequence[Table]) -> str:
 
 def escaped(text: str) -> str:
     """`text` on one line, with every character that Markdown or HTML could take for its own shown as it is."""
-    text = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", " ".join(text.split()))
+    text = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", clean(" ".join(text.split())))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

@@ -99,8 +99,11 @@ def test_neither_batches_nor_the_order_of_rows_change_a_verdict(
     turned = tmp_path / "turned.jsonl"
     turned.write_text("".join(reversed(rows.read_text().splitlines(keepends=True))))
     limits = gates(loss={"max_ratio": 0.9}, exact_match={"min": 0.0}, accuracy={"max_drop": 0.2})
+    labels = f"eval.labels={json.dumps(tiny_chat.LABELS)}"
     found = [
-        evaluate(str(gated["one"]), asked=Asked(data=(str(path),)), overrides=[limits, f"eval.batch_size={batch}"])
+        evaluate(
+            str(gated["one"]), asked=Asked(data=(str(path),)), overrides=[labels, limits, f"eval.batch_size={batch}"]
+        )
         for path, batch in ((rows, 8), (turned, size))
     ]
     first, second = ([(one["status"], one["estimate"], *one["interval"]) for one in run["gates"]] for run in found)
