@@ -18,7 +18,10 @@ def supervised(example: Example) -> Parsed:
         case Translated():
             return _chat(example.place, example.source, example.target)
         case Preference():
-            hint = "map the better answer, as in `columns: {prompt: prompt, completion: chosen}`"
+            hint = "`columns: {completion: chosen}` trains the better answer"
+            if not isinstance(example.chosen, str):
+                whole, alone = "where `chosen` is a whole conversation", "where it is only the answer"
+                hint = f"`columns: {{messages: chosen}}` trains the better answer {whole}, `{{completion: chosen}}` {alone}"
             raise DataError(f"{example.place}: supervised fine-tuning does not train preferences", hint)
         case Feedback():
             hint = "set `format: prompt_completion` to train every completion, and take the bad ones out before"
