@@ -50,32 +50,21 @@ def behind(message: Message, mark: str) -> Iterator[Message]:
         *calls, last = message["tool_calls"]
         for changed in _call_marked(last, mark):
             yield {**message, "tool_calls": [*calls, changed]}
-    elif (content := _said(message.get("content"), mark, front=False)) is not None:
-        yield {**message, "content": content}
+    else:
+        content = message["content"]
+        cut = len(content.rstrip())
+        yield {**message, "content": content[:cut] + mark + content[cut:]}
 
 
 def before(message: Message, mark: str) -> Iterator[Message]:
     """The message with a mark before the first thing that is said in it: its content or its first call's name."""
-    content, calls = message.get("content"), message.get("tool_calls")
-    if calls and not (content.strip() if isinstance(content, str) else content):
+    content, calls = message.get("content") or "", message.get("tool_calls")
+    if calls and not content.strip():
         for changed in _named(calls[0], mark, front=True):
             yield {**message, "tool_calls": [changed, *calls[1:]]}
-    elif (marked := _said(content, mark, front=True)) is not None:
-        yield {**message, "content": marked}
-
-
-def _said(content: Any, mark: str, front: bool) -> Any:
-    """A content with a mark before or behind its words; None when it has none."""
-    if isinstance(content, str):
-        cut = len(content) - len(content.lstrip()) if front else len(content.rstrip())
-        return content[:cut] + mark + content[cut:]
-    parts = list(content) if isinstance(content, list) else []
-    places = [i for i, part in enumerate(parts) if isinstance(part, dict) and isinstance(part.get("text"), str)]
-    if not places:
-        return None
-    at = places[0] if front else places[-1]
-    parts[at] = {**parts[at], "text": _said(parts[at]["text"], mark, front)}
-    return parts
+    else:
+        cut = len(content) - len(content.lstrip())
+        yield {**message, "content": content[:cut] + mark + content[cut:]}
 
 
 def _call_marked(call: dict[str, Any], mark: str) -> Iterator[dict[str, Any]]:

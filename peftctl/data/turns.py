@@ -75,8 +75,8 @@ class Turns:
         text, before = places.text, places.messages[:index]
         prompt = places.render(before, add_generation_prompt=True)
         opens = text.startswith(prompt)
-        known = next((asked for asked in self._asked if prompt.endswith(asked)), None) if opens else None
-        if known is not None:
+        known = max(filter(prompt.endswith, self._asked), key=len, default="") if opens else ""
+        if known:
             return len(prompt) - len(known), len(prompt)
         bare = places.render(before)
         header = _shared(bare, prompt)
@@ -116,10 +116,9 @@ def _asked_alike(places: Places, index: int, bare: str, prompt: str) -> tuple[in
         return None
     at = answer - len(between) + between.index(header)
     start = at + len(asked if places.text.startswith(asked, at) else header)
-    empty_thought = places.text[start:answer].replace("<think>", "").strip() in ("", "</think>")
-    return (
-        (at, start) if start - at == len(asked) or empty_thought or places.messages[index].get("tool_calls") else None
-    )
+    thought = places.text[start:answer].replace("<think>", "").strip()
+    alike = start - at == len(asked) or thought in ("", "</think>") or places.messages[index].get("tool_calls")
+    return (at, start) if alike else None
 
 
 def _shared(a: str, b: str) -> int:

@@ -237,6 +237,13 @@ HEADED = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['conte
             "{{ m.content + ' [/INST]' }}{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}",
             "writes other text before this answer than when it asks for one",
         ),
+        # The same with a header: other turns than the assistant's may not change once more follow.
+        (
+            "{% set asked = messages | selectattr('role', 'equalto', 'user') | list %}"
+            + HEADED.replace("m['content']", "('Be brief. ' if m == asked[-1] else '') + m['content']")
+            + PROMPT,
+            "writes other text before this answer than when it asks for one",
+        ),
         (HEADED.replace("m['content']", "m['content'] | upper") + PROMPT, ""),
         (HEADED.replace("m['content']", "m['content'] * 2") + PROMPT, "changes, repeats or leaves out this answer"),
         (HEADED.replace("m['content']", "m['content'][:3]") + PROMPT, "changes, repeats or leaves out this answer"),

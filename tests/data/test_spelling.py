@@ -162,7 +162,8 @@ def test_longer_tokens_come_first_and_marks_in_the_text_do_no_harm(make_tokenize
     tokenizer = make_tokenizer("{{ messages[0].content }}", ["<s>", "<s><s>", "<|end|>"], eos_token="<|end|>")
     spelling = Spelling(tokenizer, tokenizer.chat_template)
     text = "\U000f0000<s><s><s>\U000f0001 <|end|>"
-    regions = spelling.in_rendering([{"role": "user", "content": text}], None, text, lambda said, tools: said[0]["content"], "rows:1")
+    said = [{"role": "user", "content": text}]
+    regions = spelling.in_rendering(said, None, text, lambda said, tools: said[0]["content"], "rows:1")
     assert [text[start:end] for start, end in regions] == ["<s><s>", "<s>", "<|end|>"]
     tokens = spelling.mixed(text, regions)
     assert tokenizer.decode(tokens.ids) == text
