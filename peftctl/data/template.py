@@ -85,6 +85,8 @@ def render(
         hint = f"change the row, or choose another `{_PLACE}`"
         if messages and messages[0]["role"] == "system" and ("system" in what.lower() or "alternat" in what.lower()):
             hint = f"this template has no system messages: put the text into the first user message, or set `{_PLACE}`"
+        elif any(message.get("tool_calls") and not message.get("content") for message in messages):
+            hint = f"it may know no calls of tools: set `{_PLACE}` to a template that does"
         raise DataError(f"{place}: the chat template refuses this conversation: {what}", hint) from None
     return text
 

@@ -169,6 +169,13 @@ def test_whatever_a_template_raises_is_a_data_error(
     assert hint
 
 
+def test_a_refused_call_has_its_own_hint(tokenizer_of: Callable[[str], Any]) -> None:
+    tokenizer = tokenizer_of("chatml")
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    with pytest.raises(DataError, match=r"refuses this conversation.*it may know no calls of tools"):
+        render([USER, call], tokenizer, tokenizer.chat_template, "rows.jsonl:3")
+
+
 def test_a_refused_system_message_has_its_own_hint(tokenizer_of: Callable[[str], Any]) -> None:
     tokenizer = tokenizer_of("gemma")
     with pytest.raises(DataError, match="System role not supported; this template has no system messages"):
