@@ -28,6 +28,10 @@ from peftctl.data.template import render
 from peftctl.data.turns import Turns
 from peftctl.errors import DataError
 
+NEVER_STOPS = "the stop token is never trained"
+TRAINS_NOTHING = "trains nothing"
+"""What is wrong with a row, as its error says it."""
+
 
 class Encoder:
     """Encodes rows for one tokenizer and one chat template.
@@ -84,7 +88,7 @@ class Encoder:
         ids, spans = self._chat(row) if isinstance(row, Chat) else self._plain(row)
         kept = tuple((max(start, 1), end) for start, end in spans if end > max(start, 1))
         if not kept:
-            raise DataError(f"{row.place}: trains nothing")
+            raise DataError(f"{row.place}: {TRAINS_NOTHING}")
         return Encoded(array("i", ids), kept)
 
     def chat_prompt(
@@ -93,7 +97,7 @@ class Encoder:
         """The ids of a conversation up to where the assistant answers. Raises DataError without a chat template."""
         if self.template is None:
             raise DataError(f"{place}: there is no chat template to ask with", "set `dataset.chat_template`")
-        chat = self._with_system(Chat(place, list(messages), tools=tools))
+        chat = self.with_system(Chat(place, list(messages), tools=tools))
         return self._rendered(chat, add_generation_prompt=True)[1].ids
 
     def text_prompt(self, text: str) -> list[int]:
@@ -101,7 +105,8 @@ class Encoder:
         ids = self._spelling.plain(text).ids
         return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
 
-    def _with_system(self, chat: Chat) -> Chat:
+    def with_system(self, chat: Chat) -> Chat:
+        """The conversation as it is rendered: with the recipe's system message where it has none."""
         if self.system is None or any(message["role"] == "system" for message in chat.messages):
             return chat
         messages = [{"role": "system", "content": self.system}, *chat.messages]
@@ -118,7 +123,7 @@ class Encoder:
 
     def _chat(self, chat: Chat) -> tuple[list[int], list[Span]]:
         assert self.template is not None, "a conversation needs a template"
-        chat = self._with_system(chat)
+        chat = self.with_system(chat)
         text, tokens = self._rendered(chat)
         renders = partial(render, tokenizer=self.tokenizer, template=self.template, place=chat.place, tools=chat.tools)
         wanted, spared = trained_messages(chat, self.train_on)
@@ -129,7 +134,7 @@ class Encoder:
             if turn.role == "assistant" and turn.message in wanted:
                 if stop is None:
                     hint = f"no special token ends the answer, so the model would never learn to stop: {OTHER_TEMPLATE}"
-                    raise DataError(f"{chat.place}: the stop token is never trained", hint)
+                    raise DataError(f"{chat.place}: {NEVER_STOPS}", hint)
                 self.stop_ids.add(stop)
         if self.train_on == "all":
             return tokens.ids, without((0, len(tokens.ids)), [spans[i] for i in spared])

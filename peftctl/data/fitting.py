@@ -12,6 +12,9 @@ from peftctl.errors import DataError
 IGNORED = -100
 """The label of a token that is not trained, as in torch's cross entropy."""
 
+NOTHING_LEFT = "nothing to train is left"
+"""What is wrong with a row that was cut before anything trained, as its error says it."""
+
 OnLong = Literal["truncate", "split", "drop", "error"]
 Span = tuple[int, int]
 
@@ -74,7 +77,7 @@ def fit(row: Encoded, max_length: int, on_long: OnLong, place: str) -> list[Enco
         left = f"the first {max_length} tokens"
     if not kept:
         hint = "raise `dataset.max_length`, or choose `on_long: split` or `drop`"
-        raise DataError(f"{place}: nothing to train is left in {left}", hint)
+        raise DataError(f"{place}: {NOTHING_LEFT} in {left}", hint)
     kept[0] = replace(kept[0], cut=len(row) - sum(map(len, kept)))
     return kept
 
