@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peftctl.data.dataset import ONLY, Split
+from peftctl.data.dataset import ONLY, Dataset, Split
 from peftctl.data.encode import Encoded, Encoder
 from peftctl.data.prepare import Prepared, hold_out, prepare
 from peftctl.errors import DataError
@@ -50,7 +50,10 @@ class Rows:
     def counts(self) -> dict[str, Any]:
         """Where the rows went, for training and evaluation."""
         parts = {"train": self.train, **{f"eval/{name}".rstrip("/"): part for name, part in self.eval.items()}}
-        return {name: asdict(part.counts) for name, part in parts.items()}
+        return {
+            name: {**asdict(part.ledger), "sources": {path: asdict(ledger) for path, ledger in part.sources.items()}}
+            for name, part in parts.items()
+        }
 
 
 class EvalSet(NamedTuple):
@@ -58,6 +61,13 @@ class EvalSet(NamedTuple):
 
     prepared: Prepared
     encoder: Encoder
+
+    @classmethod
+    def of(cls, prepared: Prepared, dataset: Dataset, tokenizer: Any) -> EvalSet:
+        """The rows, with an encoder that knows what ends their answers before it has encoded any."""
+        encoder = Encoder.of(dataset, tokenizer, prepared.chat_template)
+        encoder.stop_ids.update(prepared.stop_ids)
+        return cls(prepared, encoder)
 
 
 def evaluation_rows(recipe: Recipe, tokenizer: Any, say: Callable[[str], None]) -> dict[str, EvalSet]:
@@ -71,10 +81,7 @@ def evaluation_rows(recipe: Recipe, tokenizer: Any, say: Callable[[str], None]) 
     else:
         specs = dataset.eval_sets.items()
         sets = {name: prepare(spec, dataset, tokenizer, HERE, say, keep_parsed=True) for name, spec in specs}
-    return {
-        name: EvalSet(first(rows, most), Encoder.of(dataset, tokenizer, rows.chat_template))
-        for name, rows in sets.items()
-    }
+    return {name: EvalSet.of(first(rows, most), dataset, tokenizer) for name, rows in sets.items()}
 
 
 def first(prepared: Prepared, rows: int | None) -> Prepared:

@@ -169,3 +169,11 @@ def test_another_adapters_figures_stay_out_of_the_runs_card(run: Path, finished:
     assert cli("eval", run).code == 0
     assert cli("export", run, "--format", "peft", "--output", tmp_path / "after").code == 0
     assert "## Evaluation" in (tmp_path / "after" / "README.md").read_text()
+
+
+def test_answers_end_where_training_ended_them_whatever_is_measured(made: Callable[..., Any]):
+    from peftctl import recipe as recipes
+    from peftctl.verbs.rows import evaluation_rows
+
+    [one] = evaluation_rows(recipes.coerce(made()), tiny_chat.tokenizer(), lambda line: None).values()
+    assert one.encoder.stop_ids == {tiny_chat.WORDS.index("<eos>")}
