@@ -66,16 +66,21 @@ def _guessed(rows: list[Row], columns: dict[str, str], mistakes: Mistakes) -> Fo
 def examples(
     source: Source, format: Format, dataset: Dataset, root: Path, digest: Digest = lambda data: None
 ) -> Iterator[Parsed | DataError]:
-    """The rows of a source as they are trained, and in their places what is wrong with those that cannot be."""
+    """The rows of a source as they are trained, and in their places what is wrong with those that cannot be.
+
+    Raises DataError when the source is of a form that supervised fine-tuning does not train.
+    """
     columns = columns_of(source, dataset)
     for item in read(source, root, digest):
         if isinstance(item, Problem):
             yield DataError.of([item])
             continue
         try:
-            yield supervised(check(mapped(item, columns), format))
+            example = check(mapped(item, columns), format)
         except DataError as error:
             yield error
+            continue
+        yield supervised(example)
 
 
 def columns_of(source: Source, dataset: Dataset) -> dict[str, str]:

@@ -7,21 +7,22 @@ encodes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from peftctl.data.account import SHOWN, Counts, Mistakes, settle
 from peftctl.data.dataset import Dataset, Source, Sources
 from peftctl.data.encode import Encoded, Encoder
 from peftctl.data.examples import examples, format_of
 from peftctl.data.file import Digest
 from peftctl.data.formats import Chat, Format, Parsed
+from peftctl.data.ledger import Ledger, Tally, of_rows, settle, tell, too_many
+from peftctl.data.mistakes import SHOWN, Mistakes
 from peftctl.data.sources import listed
 from peftctl.data.template import find
-from peftctl.errors import DataError, Problem
+from peftctl.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,12 @@ class Prepared:
     """Rows ready to train on or to measure with, in the order of their sources."""
 
     rows: Sequence[Encoded]
-    counts: Counts
+    ledger: Ledger
+    """Where the rows went."""
+
+    sources: Mapping[str, Ledger]
+    """The same for every source, by its path, before anything was held out."""
+
     formats: tuple[Format, ...]
     """What the rows are, one entry per source."""
 
@@ -49,14 +55,6 @@ class Prepared:
     def lengths(self) -> list[int]:
         """Tokens of each row."""
         return [len(row) for row in self.rows]
-
-    @property
-    def tokens(self) -> int:
-        return sum(map(len, self.rows))
-
-    @property
-    def trained_tokens(self) -> int:
-        return sum(row.trained for row in self.rows)
 
     @property
     def longest(self) -> int:
@@ -85,41 +83,43 @@ def prepare(
     encoder = Encoder.of(dataset, tokenizer, template)
     rows: list[Encoded] = []
     parsed: list[Parsed] = []
-    number, dropped, mistakes = 0, 0, Mistakes()
-    for item in (item for source, format in sources for item in examples(source, format, dataset, root)):
-        number += 1
-        try:
-            if isinstance(item, DataError):
-                raise item
-            pieces = encoder.encode(item)
-        except DataError as error:
-            mistakes.add(error.problems)
-            if dataset.on_bad_row == "error" and len(mistakes.problems) == SHOWN:
-                raise mistakes.error(Problem(f"... stopped after {number} rows")) from None
-            continue
-        dropped += not pieces
-        rows += pieces
-        if keep_parsed and pieces:
-            parsed.append(item)
+    mistakes, tallies = Mistakes(), {source.path: Tally() for source, _ in sources}
+    for source, format in sources:
+        tally = tallies[source.path]
+        for item in examples(source, format, dataset, root):
+            try:
+                if isinstance(item, DataError):
+                    raise item
+                pieces = encoder.encode(item)
+            except DataError as error:
+                tally.skip(error.problems)
+                mistakes.add(error.problems)
+                if dataset.on_bad_row == "error" and len(mistakes.problems) == SHOWN:
+                    raise too_many(mistakes, sum(tally.read for tally in tallies.values())) from None
+                continue
+            if not pieces:
+                tally.drop()
+                continue
+            tally.keep(pieces)
+            rows += pieces
+            if keep_parsed:
+                parsed.append(item)
     if mistakes.rows and dataset.on_bad_row == "error":
         raise mistakes.error()
 
+    ledgers = {path: tally.ledger for path, tally in tallies.items()}
+    ledger = sum(ledgers.values(), Ledger())
+    settle(ledger, dataset, mistakes)
+    for path, part in ledgers.items():
+        tell(path, part, dataset, say)
+    for text, _ in mistakes.problems:
+        say(f"skipped: {text}")
     if encoder.spelled:
-        say(f"{encoder.spelled} of {number} rows spell special tokens in their text: taken as ordinary text")
-    if pieces := [row for row in rows if row.pieces > 1]:
-        split, cut = len(_by_row(pieces)), sum(piece.cut for piece in pieces)
-        say(f"{split} rows longer than {dataset.max_length} tokens split into {len(pieces)}; {cut} tokens left out")
-    counts = Counts(
-        read=number,
-        kept=number - dropped - mistakes.rows,
-        truncated=sum(row.truncated for row in rows),
-        dropped=dropped,
-        skipped=mistakes.rows,
-    )
-    settle(counts, dataset, mistakes, say)
+        say(f"{encoder.spelled} of {ledger.read} rows spell special tokens in their text: taken as ordinary text")
     return Prepared(
         rows=rows,
-        counts=counts,
+        ledger=ledger,
+        sources=ledgers,
         formats=tuple(format for _, format in sources),
         digest=sha.hexdigest(),
         chat_template=template,
@@ -158,16 +158,11 @@ def _by_row(rows: Sequence[Encoded]) -> list[list[Encoded]]:
 
 def _part(prepared: Prepared, pieces: list[list[Encoded]], chosen: list[int], whole: bool = False) -> Prepared:
     rows = [piece for i in chosen for piece in pieces[i]]
-    dropped, skipped = (prepared.counts.dropped, prepared.counts.skipped) if whole else (0, 0)
-    counts = Counts(
-        read=len(chosen) + dropped + skipped,
-        kept=len(chosen),
-        truncated=sum(row.truncated for row in rows),
-        dropped=dropped,
-        skipped=skipped,
-    )
+    ledger = of_rows(pieces[i] for i in chosen)
+    if whole:
+        ledger += prepared.ledger.left_out
     parsed = [prepared.parsed[i] for i in chosen] if prepared.parsed else ()
-    return replace(prepared, rows=rows, counts=counts, parsed=parsed)
+    return replace(prepared, rows=rows, ledger=ledger, parsed=parsed)
 
 
 def _survey(

@@ -60,7 +60,7 @@ def card(facts: Facts) -> str:
         *use(base, facts, recipe),
     ]
     if facts.counts:
-        columns = ["rows", "read", "kept", "truncated", "dropped", "skipped"]
+        columns = ["rows", "read", "kept", "truncated", "split", "dropped", "skipped"]
         parts += ["## Data", "Where the rows went:", table(columns, facts.counts)]
     if facts.figures:
         metrics = list(dict.fromkeys(metric for values in facts.figures.values() for metric in values))

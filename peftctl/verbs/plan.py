@@ -67,8 +67,8 @@ class Plan:
             "steps": self.steps,
             "packed": self.packing is not None,
             "rows": self.rows.counts(),
-            "tokens": self.rows.train.tokens,
-            "trained_tokens": self.rows.train.trained_tokens,
+            "tokens": self.rows.train.ledger.tokens,
+            "trained_tokens": self.rows.train.ledger.trained_tokens,
             "dtype": str(self.base.dtype).removeprefix("torch."),
             "device": str(self.base.device),
         }
@@ -90,7 +90,7 @@ class Plan:
         share = f"{self.trainable:,} of {self.total:,} parameters train ({self.trainable / self.total:.2%})"
         sizes = [f"{len(found):,} {name}".rstrip() for name, found in self.rows.eval_rows.items()]
         held = f", {' and '.join(sizes)} to evaluate on" if sizes else ""
-        tokens = f"{train.tokens:,} tokens, {train.trained_tokens:,} trained"
+        tokens = f"{train.ledger.tokens:,} tokens, {train.ledger.trained_tokens:,} trained"
         rate = trainer.learning_rate or method.learning_rate
         laid = ", packed" if self.packing else ""
         listen(

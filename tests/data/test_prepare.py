@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from peftctl.data.account import SHOWN
+from peftctl.data.mistakes import SHOWN
 from peftctl.data.dataset import Dataset, Source
 from peftctl.data.prepare import Prepared, hold_out, prepare
 from peftctl.errors import DataError
@@ -37,23 +37,23 @@ def test_rows_come_in_order_with_an_account(tmp_path: Path, write: Write, tokeni
     prepared, said = run(tmp_path, tokenizer)
     own = [tokenizer.apply_chat_template(chat(text)["messages"])["input_ids"] for text in ("a", "b" * 50, "c")]
     assert [row.input_ids for row in prepared.rows] == own
-    counts = prepared.counts
+    counts = prepared.ledger
     assert (counts.read, counts.kept, counts.truncated, counts.dropped, counts.skipped) == (3, 3, 0, 0, 0)
     assert prepared.lengths == list(map(len, own))
     assert prepared.longest == len(own[1])
-    assert prepared.tokens == sum(map(len, own))
+    assert prepared.ledger.tokens == sum(map(len, own))
     labels = [label for row in prepared.rows for label in row.labels]
-    assert prepared.trained_tokens == len(labels) - labels.count(-100)
+    assert prepared.ledger.trained_tokens == len(labels) - labels.count(-100)
     assert prepared.formats == ("messages",)
     assert prepared.chat_template == tokenizer.chat_template
     assert prepared.stop_ids == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
-    assert said == ["rows.jsonl: rows are `messages`, guessed from their keys"]
+    assert said == ["rows.jsonl: rows are `messages`, guessed from their keys", "rows.jsonl: 3 rows read, all kept"]
 
 
 def test_a_format_that_is_named_is_not_guessed(tmp_path: Path, write: Write, tokenizer_of: Of) -> None:
     write(chat(text="a plain text"))
     prepared, said = run(tmp_path, tokenizer_of("chatml"), format="text")
-    assert (prepared.formats, prepared.chat_template, said) == (("text",), None, [])
+    assert (prepared.formats, prepared.chat_template, said) == (("text",), None, ["rows.jsonl: 1 row read, all kept"])
     source = Source(path="rows.jsonl", format="messages")
     assert run(tmp_path, tokenizer_of("chatml"), source, format="text")[0].formats == ("messages",)
 
@@ -63,14 +63,15 @@ def test_several_sources(tmp_path: Path, write: Write, tokenizer_of: Of) -> None
     write({"text": "one"}, {"text": "two"}, name="b.jsonl")
     prepared, said = run(tmp_path, tokenizer_of("chatml"), ["a.jsonl", "b.jsonl"])
     assert prepared.formats == ("messages", "text")
-    assert prepared.counts.kept == 3
-    assert [line.split(":")[0] for line in said] == ["a.jsonl", "b.jsonl"]
+    assert prepared.ledger.kept == 3
+    assert [line.split(":")[0] for line in said] == ["a.jsonl", "b.jsonl"] * 2
+    assert {path: part.kept for path, part in prepared.sources.items()} == {"a.jsonl": 1, "b.jsonl": 2}
 
 
 def test_plain_text_needs_no_template(tmp_path: Path, write: Write, make_tokenizer: Callable[..., Any]) -> None:
     tokenizer = make_tokenizer(None, ["</s>"], eos_token="</s>")
     write({"text": "one"})
-    assert run(tmp_path, tokenizer)[0].counts.kept == 1
+    assert run(tmp_path, tokenizer)[0].ledger.kept == 1
     write(chat())
     assert failed(tmp_path, tokenizer) == ["dataset.chat_template: this tokenizer has no chat template of its own"]
     prepared, said = run(tmp_path, tokenizer, chat_template="chatml")
@@ -117,9 +118,11 @@ def test_mistakes_that_show_while_encoding(tmp_path: Path, write: Write, tokeniz
 def test_skipped_rows_are_counted_and_told(tmp_path: Path, write: Write, tokenizer_of: Of) -> None:
     write(*[chat()] * 98, {"messages": []}, {"messages": None})
     prepared, said = run(tmp_path, tokenizer_of("chatml"), on_bad_row="skip", max_skipped=0.02)
-    assert (prepared.counts.read, prepared.counts.kept, prepared.counts.skipped) == (100, 98, 2)
+    assert (prepared.ledger.read, prepared.ledger.kept, prepared.ledger.skipped) == (100, 98, 2)
     assert said[1:] == [
-        "2 of 100 rows left out (0 too long, 2 that cannot be used)",
+        "rows.jsonl: 100 rows read, 98 kept; 2 skipped",
+        "skipped 1: `messages` is null",
+        "skipped 1: messages: no messages",
         "skipped: rows.jsonl:99: messages: no messages",
         "skipped: rows.jsonl:100: `messages` is null",
     ]
@@ -133,12 +136,15 @@ def test_long_rows_are_counted(tmp_path: Path, write: Write, tokenizer_of: Of) -
     write(*[chat()] * 9, chat("long " * 20))
     length = run(tmp_path, tokenizer)[0].lengths[0]
     cut, said = run(tmp_path, tokenizer, max_length=length)
-    assert (cut.counts.read, cut.counts.kept, cut.counts.truncated) == (10, 10, 1)
+    assert (cut.ledger.read, cut.ledger.kept, cut.ledger.truncated) == (10, 10, 1)
     assert cut.longest == length
-    assert said[1:] == [f"1 of 10 rows cut to `max_length` {length} tokens"]
+    lost = cut.ledger.tokens_cut
+    assert said[1:] == [
+        f"rows.jsonl: 10 rows read, all kept; 1 cut to `max_length` {length} tokens, {lost} tokens lost"
+    ]
     dropped, said = run(tmp_path, tokenizer, max_length=length, on_long="drop", max_skipped=0.1)
-    assert (dropped.counts.read, dropped.counts.kept, dropped.counts.dropped) == (10, 9, 1)
-    assert said[1:] == ["1 of 10 rows left out (1 too long, 0 that cannot be used)"]
+    assert (dropped.ledger.read, dropped.ledger.kept, dropped.ledger.dropped) == (10, 9, 1)
+    assert said[1:] == [f"rows.jsonl: 10 rows read, 9 kept; 1 longer than `max_length` {length} dropped"]
     assert "max_skipped" in failed(tmp_path, tokenizer, max_length=length, on_long="drop")[-1]
     assert failed(tmp_path, tokenizer, max_length=length, on_long="error")[0].startswith("rows.jsonl:10: ")
     nothing = failed(tmp_path, tokenizer, max_length=2, on_long="drop", max_skipped=1)
@@ -152,7 +158,7 @@ def test_the_account_adds_up(tmp_path: Path, tokenizer_of: Of, write: Write, on_
     lengths, bad = [1, 5, 20, 40, 80], 0 if on_bad_row == "error" else 3
     write(*[chat("a" * length) for length in lengths], *[{"messages": []}] * bad)
     options = {"max_length": 40, "on_long": on_long, "on_bad_row": on_bad_row, "max_skipped": 1}
-    counts = run(tmp_path, tokenizer_of("chatml"), **options)[0].counts
+    counts = run(tmp_path, tokenizer_of("chatml"), **options)[0].ledger
     assert counts.read == len(lengths) + bad == counts.kept + counts.dropped + counts.skipped
     long = counts.truncated + counts.dropped + counts.skipped - bad
     assert 0 < long < len(lengths)
@@ -194,7 +200,7 @@ def test_held_out_rows_are_a_pure_function_of_the_seed(tmp_path: Path, write: Wr
     for part in (train, held):  # both keep the order of the file
         at = [ids.index(row.input_ids) for row in part.rows]
         assert at == sorted(at)
-    assert (train.counts.read, train.counts.skipped, held.counts.read, held.counts.kept) == (37, 1, 4, 4)
+    assert (train.ledger.read, train.ledger.skipped, held.ledger.read, held.ledger.kept) == (37, 1, 4, 4)
     again = hold_out(prepared, 0.1, seed=3)
     assert [row.input_ids for row in again[1].rows] == [row.input_ids for row in held.rows]
     assert [row.input_ids for row in hold_out(prepared, 0.1, seed=4)[1].rows] != [r.input_ids for r in held.rows]
@@ -211,7 +217,7 @@ def test_the_shipped_tweets(smollm2: Any) -> None:
     folder = Path(__file__).parent.parent.parent / "recipes/data/tweets"
     dataset = Dataset(train="train.jsonl", eval="held-out.jsonl", max_length=256, on_long="error")
     prepared = prepare("held-out.jsonl", dataset, smollm2, folder)
-    assert prepared.counts.kept == 400
+    assert prepared.ledger.kept == 400
     answers = {smollm2.decode(row.ids[start:end]) for row in prepared.rows for start, end in row.spans}
     assert answers == {"positive<|im_end|>", "negative<|im_end|>"}
 
@@ -231,16 +237,18 @@ def test_kept_texts_stay_beside_their_ids(tmp_path: Path, write: Write, tokenize
 def test_pieces_of_a_row_are_told_and_stay_together(tmp_path: Path, write: Write, tokenizer_of: Of) -> None:
     write(*[{"text": f"{i} " * (10 + i)} for i in range(12)], {"text": "short"})
     prepared, said = run(tmp_path, tokenizer_of("chatml"), max_length=8, on_long="split")
-    assert prepared.counts.read == prepared.counts.kept == 13
+    assert prepared.ledger.read == prepared.ledger.kept == 13
     assert len(prepared.rows) > 26
     cut = sum(row.cut for row in prepared.rows)
-    assert f"12 rows longer than 8 tokens split into {len(prepared.rows) - 1}; {cut} tokens left out" in said
+    made = len(prepared.rows) - 1
+    what = f"12 longer than `max_length` 8 split into {made}, {cut} tokens lost"
+    assert f"rows.jsonl: 13 rows read, all kept; {what}" in said
     parts = hold_out(prepared, 0.4, seed=1)
-    assert [part.counts.kept for part in parts] == [8, 5]
+    assert [part.ledger.kept for part in parts] == [8, 5]
     assert sum(len(part.rows) for part in parts) == len(prepared.rows)
     for part in parts:
         whole = [row for row in part.rows if row.piece == 0]
-        assert len(whole) == part.counts.kept
+        assert len(whole) == part.ledger.kept
         assert len(part.rows) == sum(row.pieces - (row.cut > 0) for row in whole)  # a last piece of one token is cut
 
 

@@ -22,7 +22,7 @@ Make = Callable[..., Path]
 
 
 def facts(base: Path) -> Facts:
-    counts = {"train": {"read": 3, "kept": 3, "truncated": 0, "dropped": 0, "skipped": 0}}
+    counts = {"train": {"read": 3, "kept": 3, "truncated": 0, "split": 0, "dropped": 0, "skipped": 0}}
     recipe = f"model:\n  name_or_path: {base}\nmethod:\n  type: lora\n  r: 32\n"
     return Facts(base=str(base), method="`lora`, r 32", recipe=recipe, counts=counts)
 

@@ -18,7 +18,7 @@ FACTS = Facts(
     base="HuggingFaceTB/SmolLM2-135M-Instruct",
     method="`lora`, r 16, alpha 32, on all-linear",
     recipe="model:\n  name_or_path: HuggingFaceTB/SmolLM2-135M-Instruct\noutput: runs/one\n",
-    counts={"train": {"read": 12, "kept": 10, "truncated": 1, "dropped": 2, "skipped": 0}},
+    counts={"train": {"read": 12, "kept": 10, "truncated": 1, "split": 0, "dropped": 2, "skipped": 0}},
     figures={"base": {"loss": 2.5, "accuracy": 0.75}, "adapter": {"loss": 1.25, "accuracy": 0.9375}},
 )
 HOSTILE = {
@@ -73,7 +73,7 @@ def test_what_it_tells(merged: bool) -> None:
     for told in ("`HuggingFaceTB/SmolLM2-135M-Instruct`", "r 16, alpha 32", "0.9375", "runs/one"):
         assert told in body
     cells = [token.content for token in tokens(body) if token.type == "inline"]
-    assert cells[cells.index("train") :][:6] == ["train", "12", "10", "1", "2", "0"]
+    assert cells[cells.index("train") :][:7] == ["train", "12", "10", "1", "0", "2", "0"]
     code = next(token for token in tokens(body) if token.type == "fence" and token.info == "python")
     compile(code.content, "card", "exec")
     assert ("PeftModel" in code.content) is not merged
