@@ -72,6 +72,7 @@ def root(
     epilog="""
     peftctl train llama7b-qlora
     peftctl train my.yaml trainer.steps=50 method.r=4 --output runs/try
+    peftctl train my.yaml --smoke
     """,
 )
 def train(
@@ -82,11 +83,27 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint that is whole.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would happen, and write nothing.")] = False,
+    smoke: Annotated[
+        bool,
+        typer.Option("--smoke", help="Try every stage on the CPU with a tiny random model; nothing is downloaded."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train an adapter. Prints its run folder."""
     from peftctl.cli.live import listening
     from peftctl.recipe import read
+
+    if smoke and (resume or dry_run):
+        other = "--resume" if resume else "--dry-run"
+        raise CommandLineError(f"{other}: does not go with `--smoke`", "a smoke run always does every stage")
+    if smoke:
+        from peftctl.verbs.smoke import smoke as try_out
+
+        with listening() as listen:
+            result = try_out(read(recipe, changes or []), output=output, listen=listen)
+        if as_json or output:
+            console.hand_over(result, as_json)
+        return
     from peftctl.verbs.train import train as verb
 
     with listening() as listen:
