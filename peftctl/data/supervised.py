@@ -20,8 +20,10 @@ def supervised(example: Example) -> Parsed:
         case Preference():
             hint = "`columns: {completion: chosen}` trains the better answer"
             if not isinstance(example.chosen, str):
-                whole, alone = "where `chosen` is a whole conversation", "where it is only the answer"
-                hint = f"`columns: {{messages: chosen}}` trains the better answer {whole}, `{{completion: chosen}}` {alone}"
+                hint = (
+                    "`columns: {messages: chosen}` trains the better answer where `chosen` is a whole conversation, "
+                    "`{completion: chosen}` where it is only the answer"
+                )
             raise DataError(f"{example.place}: supervised fine-tuning does not train preferences", hint)
         case Feedback():
             hint = "set `format: prompt_completion` to train every completion, and take the bad ones out before"

@@ -114,3 +114,12 @@ def test_a_row_is_found_behind_many_that_say_nothing(tmp_path: Path, write: Writ
     rows, _ = read(tmp_path)
     assert rows[-1] == Text("rows.jsonl:26", "a")
     assert str(rows[0]) == "rows.jsonl:1: `text` is missing"
+
+
+def test_a_form_that_is_not_trained_is_one_mistake_of_its_source(tmp_path: Path, write: Write) -> None:
+    write(*[{"prompt": "a", "chosen": "b", "rejected": "c"}] * 5)
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: supervised fine-tuning does not train preferences") as caught:
+        read(tmp_path)
+    assert len(caught.value.problems) == 1
+    rows, _ = read(tmp_path, columns={"completion": "chosen"})
+    assert rows[0] == Pair("rows.jsonl:1", "a", "b")

@@ -56,6 +56,11 @@ def test_what_is_trained(format: Any, value: dict[str, Any], expected: Example) 
             "does not train preferences; `columns: {completion: chosen}` trains",
         ),
         (
+            "preference",
+            {"chosen": [USER, ANSWER], "rejected": [USER, {**ANSWER, "content": "no"}]},
+            "`columns: {messages: chosen}` trains the better answer where `chosen` is",
+        ),
+        (
             "unpaired_preference",
             {"prompt": "a", "completion": "b", "label": True},
             "no use for good and bad answers; set",

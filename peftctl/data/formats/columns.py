@@ -60,9 +60,9 @@ def refuse_unknown(columns: Mapping[str, str], format: Format | None) -> None:
     known = list(dict.fromkeys(key for form in forms for key in form.keys))
     for key, column in columns.items():
         if key not in known:
-            hint = did_you_mean(key, known) or f"keys are {', '.join(f'`{name}`' for name in known)}"
+            hint = did_you_mean(key, known) or f"`key: column`, where keys are {', '.join(f'`{k}`' for k in known)}"
             of = f"`{format}` has no key" if format else "no form of rows has a key"
-            raise ValueError(f"`columns`: {of} `{key}`; hint: {hint}; it is written {{key: column of the file}}")
+            raise ValueError(f"`columns`: {of} `{key}`; hint: {hint}")
         if not column.strip():
             raise ValueError(f"`columns.{key}` names no column")
     if format is None and columns and not any(set(columns) <= set(form.keys) for form in forms):
