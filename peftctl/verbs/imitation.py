@@ -27,6 +27,7 @@ from peftctl.models.known import KNOWN
 from peftctl.models.quiet import quiet, reason
 from peftctl.models.source import resolve
 from peftctl.recipe import Recipe
+from peftctl.verbs.made_up import made_up
 
 Say = Callable[[str], None]
 
@@ -135,12 +136,12 @@ class Imitation:
         kind = Path(source.path.lower().removesuffix(".gz")).suffix
         texts = kind in TEXTS
         path = self.folder / f"{name}{kind if texts else '.jsonl'}"
-        rows = made_up("text" if texts else wanted, recipe.eval.labels)
+        rows = made_up("text" if texts else wanted, recipe.eval.labels, ROWS)
         lines = [row["text"] + "\n\n" if texts else json.dumps(row) for row in rows]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         self.say(f"data: `{source.path}` is not here: {len(rows)} made-up rows")
         by = "paragraph" if texts and source.sample_by == "document" else source.sample_by
-        local: dict[str, Any] = {"split": "train", "subset": None, "streaming": False, "sample_by": by}
+        local: dict[str, Any] = {"split": "train", "subset": None, "streaming": False, "sample_by": by, "columns": {}}
         return replace(source, path=str(path), max_rows=ROWS, **local)
 
     def method(self, recipe: Recipe) -> Method:
@@ -230,20 +231,3 @@ def here(path: str) -> bool:
     if Path(path).expanduser().exists():
         return True
     return has_magic(path) and bool(glob(str(Path(path).expanduser()), recursive=True))
-
-
-def made_up(format: str, labels: list[str]) -> list[dict[str, Any]]:
-    """A few rows of a format; `auto` is a conversation. Answers are the labels in turn, where there are some."""
-    made = []
-    for number in range(ROWS):
-        question, answer = f"What follows {number}?", labels[number % len(labels)] if labels else f"{number + 1}."
-        made.append(
-            {
-                "prompt_completion": {"prompt": question, "completion": f" {answer}"},
-                "text": {"text": f"{question} {answer} And so it goes on, one after the other."},
-            }.get(
-                format,
-                {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]},
-            )
-        )
-    return made

@@ -13,8 +13,11 @@ import tiny_chat
 from peftctl import bundled
 from peftctl import recipe as recipes
 from peftctl.cli import main
+from peftctl.data.file import Row
+from peftctl.data.formats import FORMS, check
 from peftctl.errors import ModelError, PeftctlError, RunError
 from peftctl.verbs.imitation import Imitation
+from peftctl.verbs.made_up import made_up
 from peftctl.verbs.smoke import smoke
 
 STAGES = ["prepare", "train", "resume", "eval", "merge", "export"]
@@ -66,6 +69,13 @@ def test_what_is_kept_is_real_and_gates_are_not_judged(tmp_path: Path):
     assert tiny_chat.plain(tmp_path / "kept" / "merged").config.model_type == "gpt2"
     with pytest.raises(RunError, match="exists already"):
         smoke(read, output=tmp_path / "kept")
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_made_up_rows_are_of_their_form(form: Any):
+    for labels in ([], ["yes", "no"]):
+        rows = [Row(f"rows:{n}", value) for n, value in enumerate(made_up(form, labels, 4))]
+        assert [check(row, form).place for row in rows] == [row.place for row in rows]
 
 
 def test_layers_that_are_named_are_there(tmp_path: Path):
