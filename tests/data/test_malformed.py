@@ -169,5 +169,5 @@ def test_a_malformed_file(tmp_path: Path, tokenizer_of: Callable[[str], Any], ki
         with pytest.raises(DataError, match=r"^r\."):
             prepare(source, dataset, tokenizer_of("chatml"), tmp_path)
     else:
-        counts = prepare(source, dataset, tokenizer_of("chatml"), tmp_path).counts
+        counts = prepare(source, dataset, tokenizer_of("chatml"), tmp_path).ledger
         assert (counts.read, counts.kept, counts.skipped) == (good + 1, good, 1)
