@@ -139,3 +139,12 @@ def test_a_system_message_for_conversations_without_one(family: str, flags: Any,
 def test_a_system_message_is_not_trained_for_being_added(tokenizer_of: Of) -> None:
     tokenizer = tokenizer_of("chatml")
     assert trained(tokenizer, Chat("rows:1", [WHY, BECAUSE]), system="Be brief.") == ["Because.<|im_end|>"]
+
+
+def test_an_answer_that_is_closed_before_its_turn_is_trained_to_the_end(make_tokenizer: Callable[..., Any]) -> None:
+    template = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|said|><|end|>' }}{% endfor %}"
+    template += "{{ '<|assistant|>' if add_generation_prompt }}"
+    tokens = ["<|user|>", "<|assistant|>", "<|said|>", "<|end|>"]
+    tokenizer = make_tokenizer(template, tokens, eos_token="<|end|>")
+    found = trained(tokenizer, Chat("rows:1", [WHAT, IS, WHAT, BECAUSE]))
+    assert found == ["It is.<|said|><|end|>", "Because.<|said|><|end|>"]
