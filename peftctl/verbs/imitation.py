@@ -23,6 +23,7 @@ from peftctl.evaluation.gate import BASE
 from peftctl.methods import METHODS
 from peftctl.models import base as models
 from peftctl.models import tiny
+from peftctl.models.gguf_header import read_header
 from peftctl.models.known import KNOWN
 from peftctl.models.quiet import quiet, reason
 from peftctl.models.source import resolve
@@ -191,7 +192,10 @@ def architecture(recipe: Recipe) -> Any:
         with quiet():
             if found.is_dir():
                 return AutoConfig.from_pretrained(found, trust_remote_code=False, local_files_only=True)
+            read_header(found)
             return AutoConfig.from_pretrained(found.parent, gguf_file=found.name, local_files_only=True)
+    except ModelError:
+        raise
     except Exception as error:  # a foreign file: whatever the library raises, the file is what is wrong
         raise ModelError(f"{place}: its configuration cannot be read: {reason(error)}") from error
 

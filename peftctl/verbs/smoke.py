@@ -138,11 +138,11 @@ class Stages:
         try:
             yield outcome.append
             if self.stop.requested:
-                raise Interrupted(f"stopped by {self.stop.requested}")
-        except Interrupted as error:
+                raise Interrupted(f"stopped by {self.stop.requested}")  # a stage that does not look itself
+        except Interrupted:
             outcome.append("stopped")
-            text = error.problems[0].text.partition(" before")[0].partition(";")[0]
-            raise Interrupted(f"{text} while in `{name}`", "nothing is left to go on from: start again") from None
+            hint = "nothing is left to go on from: start again"
+            raise Interrupted(f"stopped by a signal in the stage `{name}`", hint) from None
         except PeftctlError:
             outcome.append("failed")
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,14 @@ def test_mistakes_are_those_of_a_real_run(tmp_path: Path, nowhere: Path):
 def test_other_ways_to_run_do_not_go_with_it(capsys: pytest.CaptureFixture[str]):
     assert main(["train", "smollm2-lora", "--smoke", "--resume"]) == 2
     assert "does not go with `--smoke`" in capsys.readouterr().err
+
+
+def test_a_signal_ends_it_without_a_trace(tmp_path: Path, nowhere: Path):
+    started = tiny_chat.start(tiny_chat.command("train", "methods/lora", "--smoke"), tmp_path, TMPDIR=str(nowhere))
+    deadline = time.monotonic() + 60
+    while not list(nowhere.glob("peftctl-smoke-*/run")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    started.terminate()
+    _, told = started.communicate(timeout=60)
+    assert (started.returncode, "in the stage `train`" in told) == (75, True), told
+    assert not list(nowhere.glob("peftctl-smoke*"))
