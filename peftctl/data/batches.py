@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from random import Random
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,14 +21,47 @@ Packing = Literal["lines", "flat"]
 """How packed rows lie: in lines as long as the longest row of the step, or all of a micro-batch in one line."""
 
 
-def order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The rows of every optimizer step of an epoch, shuffled: each row once, the last step may be smaller.
+class Part(NamedTuple):
+    """Rows of one source, which follow one another, and how often they are seen in an epoch."""
 
-    A function of the number of rows, the seed and the epoch, nothing else; `Random.random` gives the same numbers in
-    every version of Python, which `shuffle` does not promise.
+    rows: int
+    weight: float = 1.0
+
+    @property
+    def seen(self) -> int:
+        """How many rows of an epoch are these."""
+        return round(self.rows * self.weight)
+
+    def drawn(self, seed: int, number: int, epoch: int) -> list[int]:
+        """Which of the rows an epoch sees, of the source of this `number`: each as often as the next, or once more.
+
+        Epochs take turns: what one leaves out comes in the next.
+        """
+        if self.weight == 1:
+            return list(range(self.rows))
+        random = Random(f"draw {seed} {number}")
+        shuffled = sorted(range(self.rows), key=lambda _: random.random())
+        start = epoch * self.seen
+        return [shuffled[i % self.rows] for i in range(start, start + self.seen)]
+
+
+def rows_per_epoch(parts: Sequence[Part]) -> int:
+    """Rows in an epoch."""
+    return sum(part.seen for part in parts)
+
+
+def order(parts: Sequence[Part], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The rows of every optimizer step of an epoch, shuffled; the last step may be smaller.
+
+    A function of the numbers of rows, their weights, the seed and the epoch, nothing else; `Random.random` gives the
+    same numbers in every version of Python, which `shuffle` does not promise.
     """
+    starts = accumulate((part.rows for part in parts), initial=0)
+    rows = [
+        s + row for s, (n, part) in zip(starts, enumerate(parts), strict=False) for row in part.drawn(seed, n, epoch)
+    ]
     random = Random(f"order {seed} {epoch}")
-    shuffled = sorted(range(len(lengths)), key=lambda _: random.random())
+    shuffled = sorted(rows, key=lambda _: random.random())
     return [shuffled[start : start + batch_size] for start in range(0, len(shuffled), batch_size)]
 
 
@@ -84,11 +117,12 @@ class Layout:
 
     def micro_batches(self, chosen: Sequence[int], rank: int = 0, world: int = 1) -> list[list[list[int]]]:
         """This rank's part of one step's rows `chosen`: micro-batches of bins of rows, equally many on every rank."""
-        lengths = {row: len(self.rows[row]) for row in sorted(chosen)}
-        bins = best_fit(lengths, lengths, max(lengths.values())) if self.packing else [[row] for row in lengths]
-        sizes = [sum(lengths[row] for row in bin) for bin in bins]
+        rows = sorted(chosen)  # a row of a heavy source may be there twice
+        lengths = [len(self.rows[row]) for row in rows]
+        bins = best_fit(range(len(rows)), lengths, max(lengths)) if self.packing else [[i] for i in range(len(rows))]
+        sizes = [sum(lengths[i] for i in bin) for bin in bins]
         parts = micro_batches(range(len(bins)), sizes, self.micro_batch_size, rank, world)
-        return [[bins[i] for i in part] for part in parts]
+        return [[[rows[i] for i in bins[number]] for number in part] for part in parts]
 
     def shape(self, part: Sequence[Sequence[int]]) -> tuple[int, int]:
         """Lines and tokens, with padding, of one micro-batch that is not empty."""

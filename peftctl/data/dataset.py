@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Tag
 
-from peftctl.config.block import Block, Count, Fraction
+from peftctl.config.block import Block, Count, Fraction, Positive
 from peftctl.data.formats import Format
 from peftctl.data.formats.columns import refuse_unknown
 
@@ -31,6 +31,9 @@ class Source(Block):
     """A file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.txt`, `.md`; all but Parquet also as `.gz`), a folder or
     a glob of one kind of them, or a hub id; an existing path beats a hub id. In a folder, README, LICENSE and
     hidden files are no rows."""
+
+    weight: Positive = 1.0
+    """How often its rows are seen in an epoch: 2 is each twice, 0.5 one half of them and then the other."""
 
     split: str = "train"
     """Split of a hub data set; files have none."""

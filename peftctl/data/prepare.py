@@ -1,26 +1,27 @@
 """Sources to encoded rows, with an account of every row.
 
 Two passes: the first reads and checks everything, so that every mistake is known before the slow part; the second
-encodes.
+encodes. Rows go to files as they are made (`store.py`), which are kept for the next time (`cache.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from random import Random
 from typing import Any
 
-from peftctl.data.dataset import Dataset, Source, Sources
+from peftctl.data import cache
+from peftctl.data.batches import Part
+from peftctl.data.dataset import Dataset, Sources
 from peftctl.data.encode import Encoded, Encoder
-from peftctl.data.examples import examples, format_of
-from peftctl.data.file import Digest
-from peftctl.data.formats import Chat, Format, Parsed
-from peftctl.data.ledger import Ledger, Tally, of_rows, settle, tell, too_many
+from peftctl.data.examples import examples
+from peftctl.data.formats import Format, Parsed
+from peftctl.data.ledger import Ledger, Tally, settle, tell, too_many
 from peftctl.data.mistakes import SHOWN, Mistakes
-from peftctl.data.sources import listed
+from peftctl.data.store import Stored, Writer
+from peftctl.data.survey import Meter, Survey, silent, survey
 from peftctl.data.template import find
 from peftctl.errors import DataError
 
@@ -29,12 +30,15 @@ from peftctl.errors import DataError
 class Prepared:
     """Rows ready to train on or to measure with, in the order of their sources."""
 
-    rows: Sequence[Encoded]
+    rows: Stored
     ledger: Ledger
     """Where the rows went."""
 
     sources: Mapping[str, Ledger]
     """The same for every source, by its path, before anything was held out."""
+
+    parts: Sequence[Part]
+    """How the rows follow one another, source by source, and how often they are seen."""
 
     formats: tuple[Format, ...]
     """What the rows are, one entry per source."""
@@ -54,12 +58,19 @@ class Prepared:
     @property
     def lengths(self) -> list[int]:
         """Tokens of each row."""
-        return [len(row) for row in self.rows]
+        lengths: list[int] = self.rows.lengths.tolist()
+        return lengths
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest row."""
-        return max(map(len, self.rows))
+
+@dataclass
+class Work:
+    """What a preparation has come to."""
+
+    tallies: dict[str, Tally]
+    sizes: list[int] = field(default_factory=list)
+    """Sequences that each source made."""
+    mistakes: Mistakes = field(default_factory=Mistakes)
+    parsed: list[Parsed] = field(default_factory=list)
 
 
 def prepare(
@@ -70,123 +81,118 @@ def prepare(
     say: Callable[[str], None] = lambda line: None,
     *,
     keep_parsed: bool = False,
+    progress: Meter = silent,
 ) -> Prepared:
     """Reads, checks and encodes the rows of `spec`: the `train` or `eval` of `dataset`.
 
-    `root` is where relative paths start; `say` is told what was guessed and what was cut or left out. Raises DataError
-    with every row that cannot be used, when too many had to be left out, and when nothing is left. With `keep_parsed`
-    the texts stay in memory beside the ids, for metrics that need them.
+    Args:
+        root: where relative paths start.
+        say: is told what was guessed, and where the rows went.
+        keep_parsed: keeps the texts in memory beside the ids, for metrics that need them.
+        progress: hears how far it has come, now and then; what it raises ends the preparation.
+
+    Raises DataError with every row that cannot be used, when too many had to be left out, and when nothing is left;
+    StorageError when there is no room for the rows.
     """
+    key = None if keep_parsed else cache.key(spec, dataset, tokenizer, root)
+    if key is not None and (found := cache.find(key, say)) is not None:
+        return reused(*found, say)
+    if key is not None and not cache.writable(say):
+        key = None
+    said: list[str] = []
+
+    def heard(line: str) -> None:
+        said.append(line)
+        say(line)
+
     sha = hashlib.sha256()
-    sources, chats = _survey(spec, dataset, root, sha.update, say)
-    template = find(dataset.chat_template, tokenizer, root, say) if chats else None
+    seen = survey(spec, dataset, root, sha.update, heard, progress)
+    template = find(dataset.chat_template, tokenizer, root, heard) if seen.chats else None
     encoder = Encoder.of(dataset, tokenizer, template)
-    rows: list[Encoded] = []
-    parsed: list[Parsed] = []
-    mistakes, tallies = Mistakes(), {source.path: Tally() for source, _ in sources}
-    for source, format in sources:
-        tally = tallies[source.path]
+    with cache.workspace(to_keep=key is not None) as folder:
+        work = encoded(seen, dataset, encoder, root, folder, keep_parsed, progress)
+        ledgers = {path: tally.ledger for path, tally in work.tallies.items()}
+        ledger = sum(ledgers.values(), Ledger())
+        settle(ledger, dataset, work.mistakes)
+        for path, one in ledgers.items():
+            tell(path, one, dataset, heard)
+        for text, _ in work.mistakes.problems:
+            heard(f"skipped: {text}")
+        if encoder.spelled:
+            spelled = f"{encoder.spelled:,} of {ledger.read:,} rows spell special tokens in their text"
+            heard(f"{spelled}: taken as ordinary text")
+        prepared = Prepared(
+            rows=Stored(folder),
+            ledger=ledger,
+            sources=ledgers,
+            parts=[Part(size, source.weight) for size, (source, _) in zip(work.sizes, seen.sources, strict=True)],
+            formats=tuple(format for _, format in seen.sources),
+            digest=sha.hexdigest(),
+            chat_template=template,
+            stop_ids=tuple(sorted(encoder.stop_ids)),
+            parsed=work.parsed,
+        )
+        if key is not None:
+            facts = {name: value for name, value in vars(prepared).items() if name not in ("rows", "parsed")}
+            facts |= {"ledger": asdict(ledger), "sources": {path: asdict(one) for path, one in ledgers.items()}}
+            cache.keep(folder, key, {"facts": facts, "said": said})
+    return prepared
+
+
+def reused(folder: Path, manifest: dict[str, Any], say: Callable[[str], None]) -> Prepared:
+    """What the cache has, told again."""
+    facts = manifest["facts"]
+    for line in manifest["said"]:
+        say(line)
+    rows = Stored(folder)
+    say(f"prepared before: {len(rows):,} rows from the cache")
+    return Prepared(
+        rows=rows,
+        ledger=Ledger(**facts["ledger"]),
+        sources={path: Ledger(**one) for path, one in facts["sources"].items()},
+        parts=[Part(*part) for part in facts["parts"]],
+        formats=tuple(facts["formats"]),
+        digest=facts["digest"],
+        chat_template=facts["chat_template"],
+        stop_ids=tuple(facts["stop_ids"]),
+    )
+
+
+def encoded(
+    seen: Survey, dataset: Dataset, encoder: Encoder, root: Path, folder: Path, keep_parsed: bool, progress: Meter
+) -> Work:
+    """Encodes every row of the sources into files in `folder`. Raises DataError where mistakes are errors."""
+    work, writer = Work({source.path: Tally() for source, _ in seen.sources}), Writer(folder)
+    done = 0
+    for source, format in seen.sources:
+        tally, before = work.tallies[source.path], writer.rows
         for item in examples(source, format, dataset, root):
+            done += 1
+            progress("preparing rows", done, seen.rows)
             try:
-                if isinstance(item, DataError):
-                    raise item
-                pieces = encoder.encode(item)
+                pieces = pieces_of(item, encoder)
             except DataError as error:
                 tally.skip(error.problems)
-                mistakes.add(error.problems)
-                if dataset.on_bad_row == "error" and len(mistakes.problems) == SHOWN:
-                    raise too_many(mistakes, sum(tally.read for tally in tallies.values())) from None
+                work.mistakes.add(error.problems)
+                if dataset.on_bad_row == "error" and len(work.mistakes.problems) == SHOWN:
+                    raise too_many(work.mistakes, done) from None
                 continue
             if not pieces:
                 tally.drop()
                 continue
             tally.keep(pieces)
-            rows += pieces
+            writer.write(pieces)
             if keep_parsed:
-                parsed.append(item)
-    if mistakes.rows and dataset.on_bad_row == "error":
-        raise mistakes.error()
-
-    ledgers = {path: tally.ledger for path, tally in tallies.items()}
-    ledger = sum(ledgers.values(), Ledger())
-    settle(ledger, dataset, mistakes)
-    for path, part in ledgers.items():
-        tell(path, part, dataset, say)
-    for text, _ in mistakes.problems:
-        say(f"skipped: {text}")
-    if encoder.spelled:
-        say(f"{encoder.spelled} of {ledger.read} rows spell special tokens in their text: taken as ordinary text")
-    return Prepared(
-        rows=rows,
-        ledger=ledger,
-        sources=ledgers,
-        formats=tuple(format for _, format in sources),
-        digest=sha.hexdigest(),
-        chat_template=template,
-        stop_ids=tuple(sorted(encoder.stop_ids)),
-        parsed=parsed,
-    )
+                work.parsed.append(item)  # type: ignore[arg-type]
+        work.sizes.append(writer.rows - before)
+    writer.close()
+    if work.mistakes.rows and dataset.on_bad_row == "error":
+        raise work.mistakes.error()
+    return work
 
 
-def hold_out(prepared: Prepared, fraction: float, seed: int) -> tuple[Prepared, Prepared]:
-    """Training rows and, held out of them, evaluation rows: a pure function of the rows and the seed.
-
-    At least one row is on either side, with all its pieces; rows that were dropped or skipped stay in the account of
-    the training rows.
-    """
-    pieces = _by_row(prepared.rows)
-    number = len(pieces)
-    if number < 2:
-        raise DataError("dataset.eval: one row cannot be split into training and evaluation", "name evaluation rows")
-    random = Random(f"hold out {seed}")
-    shuffled = sorted(range(number), key=lambda _: random.random())
-    held = set(shuffled[: min(max(round(number * fraction), 1), number - 1)])
-    rest = [i for i in range(number) if i not in held]
-    return _part(prepared, pieces, rest, whole=True), _part(prepared, pieces, sorted(held))
-
-
-def _by_row(rows: Sequence[Encoded]) -> list[list[Encoded]]:
-    """The pieces of each row, which follow one another."""
-    found: list[list[Encoded]] = []
-    for row in rows:
-        if found and found[-1][-1].piece < row.piece:
-            found[-1].append(row)
-        else:
-            found.append([row])
-    return found
-
-
-def _part(prepared: Prepared, pieces: list[list[Encoded]], chosen: list[int], whole: bool = False) -> Prepared:
-    rows = [piece for i in chosen for piece in pieces[i]]
-    ledger = of_rows(pieces[i] for i in chosen)
-    if whole:
-        ledger += prepared.ledger.left_out
-    parsed = [prepared.parsed[i] for i in chosen] if prepared.parsed else ()
-    return replace(prepared, rows=rows, ledger=ledger, parsed=parsed)
-
-
-def _survey(
-    spec: Sources, dataset: Dataset, root: Path, digest: Digest, say: Callable[[str], None]
-) -> tuple[list[tuple[Source, Format]], bool]:
-    """Every source with its format, and whether there are conversations among the rows.
-
-    Raises DataError with all mistakes; a source that cannot be read is one even where bad rows are skipped.
-    """
-    sources, chats, lost, mistakes = [], False, False, Mistakes()
-    for source in listed(spec):
-        try:
-            format = format_of(source, dataset, root, say, mistakes)
-            if format is None:
-                lost = True
-                continue
-            sources.append((source, format))
-            for item in examples(source, format, dataset, root, digest):
-                chats = chats or isinstance(item, Chat)
-                if isinstance(item, DataError):
-                    mistakes.add(item.problems)
-        except DataError as error:
-            lost = True
-            mistakes.add(error.problems)
-    if mistakes.rows and (lost or dataset.on_bad_row == "error"):
-        raise mistakes.error()
-    return sources, chats
+def pieces_of(item: Parsed | DataError, encoder: Encoder) -> list[Encoded]:
+    """A row as it is trained; none when it is too long. Raises DataError for one that cannot be used."""
+    if isinstance(item, DataError):
+        raise item
+    return encoder.encode(item)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftctl.config.home import cache_home
 from peftctl.errors import ModelError, StorageError
 from peftctl.models.gguf_header import Header, read_header
 from peftctl.models.quiet import Say, quiet, reason, silent
@@ -25,12 +26,6 @@ if TYPE_CHECKING:
 
 _HINT = "see to free space, or set PEFTCTL_HOME to a folder that can be written"
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-
-
-def cache_home() -> Path:
-    """`$PEFTCTL_HOME`, else `~/.cache/peftctl`."""
-    home = os.environ.get("PEFTCTL_HOME")
-    return Path(home).expanduser() if home else Path.home() / ".cache" / "peftctl"
 
 
 def convert(path: Path, say: Say = silent) -> Path:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from peftctl.data.batches import Layout, Packing, order
+from peftctl.data.batches import Layout, Packing, Part, order, rows_per_epoch
 from peftctl.data.encode import Encoded
 from peftctl.engine.attach import live, trained
 from peftctl.engine.method import Method
@@ -51,6 +51,7 @@ def train(
     stop: Stop,
     log: Callable[[dict[str, Any]], None],
     write_adapter: Callable[[Path], None],
+    parts: Sequence[Part] = (),
     packing: Packing | None = None,
     resume_from: checkpoint.Checkpoint | None = None,
 ) -> Progress:
@@ -63,9 +64,9 @@ def train(
     """
     from accelerate.utils import gather_object, set_seed
 
-    steps, per_epoch = total_steps(trainer, len(rows)), math.ceil(len(rows) / trainer.batch_size)
+    parts = parts or [Part(len(rows))]
+    steps, per_epoch = total_steps(trainer, parts), math.ceil(rows_per_epoch(parts) / trainer.batch_size)
     eval_every, save_every = trainer.eval_every or per_epoch, trainer.save_every or per_epoch
-    lengths = [len(row) for row in rows]
     layout = Layout(rows, trainer.micro_batch_size, pad_id, packing)
     rank, world = accelerator.process_index, accelerator.num_processes
     progress = Progress()
@@ -111,19 +112,19 @@ def train(
     while progress.step < steps:
         epoch, position = divmod(progress.step, per_epoch)
         if epoch != planned:
-            planned, plan = epoch, order(lengths, trainer.batch_size, seed, epoch)
+            planned, plan = epoch, order(parts, trainer.batch_size, seed, epoch)
         started = time.perf_counter()
 
         # forward and backward: every trained token of the step weighs the same, whatever micro-batch it fell in
         chosen = plan[position]
         trained_tokens = sum(rows[i].trained for i in chosen)
-        parts = layout.micro_batches(chosen, rank, world)
+        micro_batches = layout.micro_batches(chosen, rank, world)
         total = torch.zeros((), device=accelerator.device)
-        for index, part in enumerate(parts):
-            with nullcontext() if index + 1 == len(parts) else accelerator.no_sync(wrapped):
+        for index, part in enumerate(micro_batches):
+            with nullcontext() if index + 1 == len(micro_batches) else accelerator.no_sync(wrapped):
                 loss = sft.loss(wrapped, layout.batch(part, accelerator.device)) / trained_tokens
                 # processes average their gradients, and every one of them adds the penalty
-                accelerator.backward(loss * world + method.penalty(model) / len(parts))
+                accelerator.backward(loss * world + method.penalty(model) / len(micro_batches))
             total += loss.detach()
         mean = float(accelerator.reduce(total, "sum"))
         norm = float(accelerator.clip_grad_norm_(parameters.values(), trainer.clip_norm or math.inf))
@@ -141,7 +142,7 @@ def train(
         method.after_step(model, progress.step, steps)  # before the gradients go: AdaLoRA reads them
         schedule.step()
         update.zero_grad(set_to_none=True)
-        tokens = sum(lengths[i] for i in chosen)
+        tokens = sum(len(rows[i]) for i in chosen)
         seconds = time.perf_counter() - started
         progress = progress._replace(
             step=progress.step + 1, tokens=progress.tokens + tokens, seconds=progress.seconds + seconds

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from peftctl.data.batches import Layout, Packing, order
+from peftctl.data.batches import Layout, Packing, Part, order
 from peftctl.data.encode import Encoded
 from peftctl.errors import RecipeError
 from peftctl.tasks.packable import obstacle
@@ -22,7 +22,12 @@ LOOK = 64
 
 
 def choose(
-    trainer: Trainer, model: nn.Module, rows: Sequence[Encoded], seed: int, say: Callable[[str], None]
+    trainer: Trainer,
+    model: nn.Module,
+    rows: Sequence[Encoded],
+    parts: Sequence[Part],
+    seed: int,
+    say: Callable[[str], None],
 ) -> Packing | None:
     """How rows lie in this run, as `trainer.packing` asks; None when they are padded.
 
@@ -33,7 +38,7 @@ def choose(
         return None
     network: Any = model
     packing: Packing = "flat" if network.config._attn_implementation == "flash_attention_2" else "lines"
-    if trainer.packing == "auto" and not pays(trainer, model, rows, seed, packing):
+    if trainer.packing == "auto" and not pays(trainer, model, rows, parts, seed, packing):
         return None
     why = obstacle(model, packing)
     if why is None:
@@ -44,11 +49,13 @@ def choose(
     return None
 
 
-def pays(trainer: Trainer, model: nn.Module, rows: Sequence[Encoded], seed: int, packing: Packing) -> bool:
+def pays(
+    trainer: Trainer, model: nn.Module, rows: Sequence[Encoded], parts: Sequence[Part], seed: int, packing: Packing
+) -> bool:
     """Whether packing saves enough of the work of the first steps; without padding and masks it always may."""
     if packing == "flat":
         return True
-    steps = list(islice(order([len(row) for row in rows], trainer.batch_size, seed, epoch=0), LOOK))
+    steps = list(islice(order(parts, trainer.batch_size, seed, epoch=0), LOOK))
     padded, packed = (work(model, Layout(rows, trainer.micro_batch_size, 0, how), steps) for how in (None, packing))
     return packed <= (1 - GAIN) * padded
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from peftctl.config.block import Block, Count, Fraction, NonNegative, Positive
+from peftctl.data.batches import Part, rows_per_epoch
 from peftctl.training.optimizer import Name as OptimizerName
 
 
@@ -62,6 +64,6 @@ class Trainer(Block):
             raise ValueError("`epochs` and `steps` both say how long; hint: leave one out, as in `trainer.steps=null`")
 
 
-def total_steps(trainer: Trainer, rows: int) -> int:
-    """Optimizer updates of a run over `rows` sequences."""
-    return trainer.steps or max(1, math.ceil(trainer.epochs * math.ceil(rows / trainer.batch_size)))
+def total_steps(trainer: Trainer, parts: Sequence[Part]) -> int:
+    """Optimizer updates of a run over the rows of `parts`."""
+    return trainer.steps or max(1, math.ceil(trainer.epochs * math.ceil(rows_per_epoch(parts) / trainer.batch_size)))

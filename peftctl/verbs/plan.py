@@ -52,7 +52,7 @@ class Plan:
             trainable=sum(p.numel() for p in parameters),
             total=base.model.num_parameters(),
             adapter_bytes=sum(t.numel() * t.element_size() for t in on_disk(adapters).values()),
-            steps=total_steps(recipe.trainer, len(rows.train.rows)),
+            steps=total_steps(recipe.trainer, rows.train.parts),
             packing=packing,
         )
 

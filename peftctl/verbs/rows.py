@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from peftctl.data.dataset import ONLY, Dataset, Split
 from peftctl.data.encode import Encoded, Encoder
-from peftctl.data.prepare import Prepared, hold_out, prepare
+from peftctl.data.held_out import hold_out
+from peftctl.data.prepare import Prepared, prepare
+from peftctl.data.survey import Meter, silent
 from peftctl.errors import DataError
 from peftctl.models.base import load_tokenizer
 from peftctl.recipe import Recipe
@@ -26,15 +29,16 @@ class Rows:
     eval: dict[str, Prepared]
 
     @classmethod
-    def read(cls, recipe: Recipe, say: Callable[[str], None]) -> Rows:
-        """Read, check and encode everything. Raises DataError with all that is wrong."""
+    def read(cls, recipe: Recipe, say: Callable[[str], None], progress: Meter = silent) -> Rows:
+        """Read, check and encode everything. Raises DataError with all that is wrong, and what `progress` raises."""
         dataset, most = recipe.dataset, recipe.eval.max_rows
         tokenizer = load_tokenizer(recipe.model, say=say)
-        train = prepare(dataset.train, dataset, tokenizer, HERE, say)
+        ready = partial(prepare, dataset=dataset, tokenizer=tokenizer, root=HERE, say=say, progress=progress)
+        train = ready(dataset.train)
         if isinstance(dataset.eval, Split):
             train, held_out = hold_out(train, dataset.eval.split, recipe.seed)
             return cls(train, {ONLY: first(held_out, most)})
-        sets = {name: prepare(spec, dataset, tokenizer, HERE, say) for name, spec in dataset.eval_sets.items()}
+        sets = {name: ready(spec) for name, spec in dataset.eval_sets.items()}
         return cls(train, {name: first(rows, most) for name, rows in sets.items()})
 
     @property

@@ -21,11 +21,10 @@ BATCHES = 8
 def sample_of(recipe: Recipe, base: Base, rows: Rows) -> Sample:
     """The first micro-batches that this run trains on, the same in every process and after a resume."""
     trainer, train = recipe.trainer, rows.train.rows
-    lengths = [len(row) for row in train]
     layout = Layout(train, trainer.micro_batch_size, base.tokenizer.pad_token_id)
 
     def batches() -> Iterator[dict[str, Tensor]]:
-        steps = order(lengths, trainer.batch_size, recipe.seed, epoch=0)
+        steps = order(rows.train.parts, trainer.batch_size, recipe.seed, epoch=0)
         parts = (part for step in steps for part in layout.micro_batches(step))
         for part in islice(parts, BATCHES):
             yield layout.batch(part, base.device)

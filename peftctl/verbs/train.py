@@ -15,7 +15,7 @@ from peftctl import recipe as recipes
 from peftctl.data.batches import Packing
 from peftctl.engine.disk import save
 from peftctl.engine.method import Method
-from peftctl.errors import Interrupted, RunError
+from peftctl.errors import RunError
 from peftctl.exports.card import card, public
 from peftctl.models import base as models
 from peftctl.models.allocator import keep_memory
@@ -36,6 +36,7 @@ from peftctl.verbs.plan import Plan
 from peftctl.verbs.rows import Rows
 from peftctl.verbs.run_folder import RunFolder
 from peftctl.verbs.sample import sample_of
+from peftctl.verbs.signalled import meter, polled
 from peftctl.verbs.start import keep_start, planned_record, start
 
 
@@ -70,18 +71,18 @@ def train(
         accelerator = processes(recipe)
         if not accelerator.is_main_process:
             listen = silent
-        rows = Rows.read(recipe, speaker(listen))
+        rows = Rows.read(recipe, speaker(listen), meter(stop, listen))
         if folder.finished and not dry_run:
             return unchanged(folder, recipe, rows, listen)
-        polled(stop, folder)
+        polled(stop)
         base = models.load(recipe.model, say=speaker(listen))
-        polled(stop, folder)
+        polled(stop)
         torch.manual_seed(recipe.seed)  # the adapter's start
         again = folder if folder.exists and resume else None
         if resume and again is None:
             listen({"event": "note", "text": f"nothing to resume in {folder.path}: starting at the first step"})
         method = start(base, recipe.method, sample_of(recipe, base, rows), again, accelerator, listen)
-        packing = choose(recipe.trainer, base.model, rows.train.rows, recipe.seed, speaker(listen))
+        packing = choose(recipe.trainer, base.model, rows.train.rows, rows.train.parts, recipe.seed, speaker(listen))
         plan = Plan.of(recipe, base, rows, folder.path, packing)
         plan.tell(listen, details=dry_run)
         if dry_run:
@@ -139,6 +140,7 @@ def run(
             stop=stop,
             log=journal.write if journal else silent,
             write_adapter=write,
+            parts=rows.train.parts,
             packing=packing,
             resume_from=found,
         )
@@ -222,12 +224,6 @@ def processes(recipe: Recipe) -> Any:
     if accelerator.distributed_type not in plain:
         raise RunError(f"{accelerator.distributed_type.value}: not supported yet", "launch with plain data parallelism")
     return accelerator
-
-
-def polled(stop: Stop, folder: RunFolder) -> None:
-    """Raise Interrupted when a signal came before training began."""
-    if stop.requested:
-        raise Interrupted(f"stopped by {stop.requested} before the first step", "start again with the same command")
 
 
 def outcome(folder: RunFolder, plan: Plan, progress: Progress, seconds: float, listen: Listen) -> dict[str, Any]:

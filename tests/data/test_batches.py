@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftctl.data.batches import collate, micro_batches, order
+from peftctl.data.batches import Layout, Part, collate, micro_batches, order, rows_per_epoch
 from peftctl.data.encode import Encoded
 
 EOS = 2
@@ -17,7 +17,7 @@ LONG = Encoded(array("i", [5, 6, EOS, 7, 8, EOS]), ((1, 3), (4, 6)))
 
 @given(rows=st.integers(0, 200), batch=st.integers(1, 50), seed=st.integers(0, 9), epoch=st.integers(0, 9))
 def test_order_covers_every_row_once(rows: int, batch: int, seed: int, epoch: int) -> None:
-    steps = order([1] * rows, batch, seed, epoch)
+    steps = order([Part(rows)], batch, seed, epoch)
     assert sorted(row for step in steps for row in step) == list(range(rows))
     assert all(len(step) == batch for step in steps[:-1])
     assert all(0 < len(step) <= batch for step in steps)
@@ -25,10 +25,35 @@ def test_order_covers_every_row_once(rows: int, batch: int, seed: int, epoch: in
 
 def test_order_is_a_pure_function_of_seed_and_epoch() -> None:
     # Pinned: a run must see the same rows after an update of Python, torch or peftctl.
-    assert order([1] * 8, 3, seed=0, epoch=0) == [[3, 1, 5], [7, 6, 0], [4, 2]]
-    assert order([9] * 8, 3, seed=0, epoch=0) == order([1] * 8, 3, seed=0, epoch=0)
-    orders = {str(order([1] * 50, 50, seed, epoch)) for seed in range(5) for epoch in range(5)}
+    assert order([Part(8)], 3, seed=0, epoch=0) == [[3, 1, 5], [7, 6, 0], [4, 2]]
+    assert order([Part(5), Part(3)], 3, seed=0, epoch=0) == order([Part(8)], 3, seed=0, epoch=0)
+    orders = {str(order([Part(50)], 50, seed, epoch)) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
+
+
+PARTS = st.lists(st.builds(Part, st.integers(1, 20), st.sampled_from([0.25, 0.5, 1.0, 1.5, 2.0, 3.3])), min_size=1)
+
+
+@given(parts=PARTS, seed=st.integers(0, 9))
+def test_weights_say_how_often_rows_are_seen(parts: list[Part], seed: int) -> None:
+    epochs = [[row for step in order(parts, 7, seed, epoch) for row in step] for epoch in range(8)]
+    assert {len(rows) for rows in epochs} == {rows_per_epoch(parts)}
+    start = 0
+    for rows, weight in parts:
+        counts = [[epoch.count(row) for row in range(start, start + rows)] for epoch in epochs]
+        for epoch in counts:
+            assert sum(epoch) == round(rows * weight)
+            assert max(epoch) - min(epoch) <= 1
+        seen = [sum(of_row) for of_row in zip(*counts, strict=True)]
+        assert max(seen) - min(seen) <= 1, "epochs take turns"
+        start += rows
+
+
+def test_a_row_that_is_drawn_twice_is_there_twice() -> None:
+    for packing in (None, "lines"):
+        layout = Layout([SHORT, LONG], 4, pad_id=0, packing=packing)  # type: ignore[arg-type]
+        parts = layout.micro_batches([0, 1, 0])
+        assert sorted(row for part in parts for bin in part for row in bin) == [0, 0, 1]
 
 
 @given(lengths=st.lists(st.integers(1, 99), max_size=40), micro=st.integers(1, 9), world=st.integers(1, 4))

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from peftctl.data.dataset import Dataset
 from peftctl.data.fitting import Encoded
+from peftctl.data.held_out import hold_out
 from peftctl.data.ledger import Ledger, Tally, settle, tell
 from peftctl.data.mistakes import Mistakes, reason
-from peftctl.data.prepare import hold_out, prepare
+from peftctl.data.prepare import prepare
 from peftctl.errors import DataError, Problem
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from peftctl.data.mistakes import SHOWN
 from peftctl.data.dataset import Dataset, Source
-from peftctl.data.prepare import Prepared, hold_out, prepare
+from peftctl.data.held_out import hold_out
+from peftctl.data.mistakes import SHOWN
+from peftctl.data.prepare import Prepared, prepare
 from peftctl.errors import DataError
 
 Of = Callable[[str], Any]
@@ -40,7 +41,7 @@ def test_rows_come_in_order_with_an_account(tmp_path: Path, write: Write, tokeni
     counts = prepared.ledger
     assert (counts.read, counts.kept, counts.truncated, counts.dropped, counts.skipped) == (3, 3, 0, 0, 0)
     assert prepared.lengths == list(map(len, own))
-    assert prepared.longest == len(own[1])
+    assert max(prepared.lengths) == len(own[1])
     assert prepared.ledger.tokens == sum(map(len, own))
     labels = [label for row in prepared.rows for label in row.labels]
     assert prepared.ledger.trained_tokens == len(labels) - labels.count(-100)
@@ -137,7 +138,7 @@ def test_long_rows_are_counted(tmp_path: Path, write: Write, tokenizer_of: Of) -
     length = run(tmp_path, tokenizer)[0].lengths[0]
     cut, said = run(tmp_path, tokenizer, max_length=length)
     assert (cut.ledger.read, cut.ledger.kept, cut.ledger.truncated) == (10, 10, 1)
-    assert cut.longest == length
+    assert max(cut.lengths) == length
     lost = cut.ledger.tokens_cut
     assert said[1:] == [
         f"rows.jsonl: 10 rows read, all kept; 1 cut to `max_length` {length} tokens, {lost} tokens lost"

@@ -18,9 +18,10 @@ import tiny
 import torch
 from filelock import FileLock
 
+from peftctl.config.home import cache_home
 from peftctl.errors import ModelError, StorageError
 from peftctl.models.base import Model, load, load_tokenizer
-from peftctl.models.gguf import cache_home, convert
+from peftctl.models.gguf import convert
 from peftctl.models.gguf_header import read_header
 
 MakeGguf = Callable[..., Path]

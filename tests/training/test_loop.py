@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from tiny import VOCAB, build
 
 import peftctl
+from peftctl.data.batches import Part
 from peftctl.data.encode import Encoded
 from peftctl.engine.attach import trained
 from peftctl.errors import Interrupted, NonFiniteError
@@ -132,9 +133,10 @@ def test_warmup_and_schedule(tmp_path):
 
 
 def test_steps_from_epochs():
-    assert total_steps(Trainer(epochs=1, batch_size=16), 33) == 3
-    assert total_steps(Trainer(epochs=2.5, batch_size=16), 32) == 5
-    assert total_steps(Trainer(steps=7, epochs=1), 32) == 7
+    assert total_steps(Trainer(epochs=1, batch_size=16), [Part(33)]) == 3
+    assert total_steps(Trainer(epochs=2.5, batch_size=16), [Part(32)]) == 5
+    assert total_steps(Trainer(epochs=1, batch_size=16), [Part(32, 2.0), Part(10, 0.5)]) == 5
+    assert total_steps(Trainer(steps=7, epochs=1), [Part(32)]) == 7
 
 
 def test_epochs_and_steps_are_one_too_many():

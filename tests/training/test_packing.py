@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from tiny import VOCAB, build
 
 import peftctl
-from peftctl.data.batches import Layout
+from peftctl.data.batches import Layout, Part
 from peftctl.data.encode import Encoded
 from peftctl.engine.attach import trained
 from peftctl.errors import Interrupted, RecipeError
@@ -101,7 +101,9 @@ def chosen(packing: str, data: list[Encoded], method: str = "lora", attention: s
     peftctl.attach(model, peftctl.METHODS[method](**options))
     model.config._attn_implementation = attention
     said: list[str] = []
-    return choose(replace(BASE, micro_batch_size=4, packing=packing), model, data, 0, said.append), said
+    return choose(
+        replace(BASE, micro_batch_size=4, packing=packing), model, data, [Part(len(data))], 0, said.append
+    ), said
 
 
 def test_auto_packs_where_it_saves_work():

@@ -1,0 +1,31 @@
+"""Signals before the first step: nothing is lost by stopping at once."""
+
+from __future__ import annotations
+
+from peftctl.data.survey import Meter
+from peftctl.errors import Interrupted
+from peftctl.training.signals import Stop
+from peftctl.verbs.events import Listen
+
+EVERY = 500
+"""Rows after which a signal is looked for, and progress told."""
+SLOW = 10_000
+"""From so many rows on, their preparation takes long enough to tell how far it has come."""
+
+
+def polled(stop: Stop) -> None:
+    """Raise Interrupted when a signal came before training began."""
+    if stop.requested:
+        raise Interrupted(f"stopped by {stop.requested} before the first step", "start again with the same command")
+
+
+def meter(stop: Stop, listen: Listen) -> Meter:
+    """Tells how far the preparation of many rows has come, and ends it after a signal."""
+
+    def hear(what: str, done: int, total: int) -> None:
+        if done % EVERY == 0 or done == total:
+            polled(stop)
+            if total > SLOW:
+                listen({"event": "progress", "what": what, "done": done, "total": total})
+
+    return hear
