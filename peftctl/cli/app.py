@@ -12,9 +12,10 @@ import peftctl
 from peftctl.cli import console
 from peftctl.cli.adapters import adapters
 from peftctl.cli.commands import Command, CommandLineError, Group
+from peftctl.cli.data import data
 from peftctl.cli.init import init
 from peftctl.cli.recipes import recipes
-from peftctl.cli.words import Json, Target
+from peftctl.cli.words import Changes, Json, Recipe, Target
 from peftctl.errors import GateFailed, PeftctlError, Problem
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -26,13 +27,16 @@ app.add_typer(adapters, name="adapters")
 app.command(cls=Command, epilog="peftctl init --model meta-llama/Llama-3.1-8B-Instruct --data rows.jsonl --task chat")(
     init
 )
+app.command(
+    cls=Command,
+    epilog="""
+    peftctl data my.yaml
+    peftctl data my.yaml dataset.max_length=512 --rows 8 --html rows.html
+    peftctl data my.yaml --set eval --json
+    """,
+)(data)
 
-Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled recipe.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")]
-Changes = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE ...", help="Changes to the recipe, as in `trainer.steps=50`."),
-]
 
 
 def run(words: Sequence[str]) -> int:

@@ -1,0 +1,132 @@
+"""The sets of rows of a recipe to be looked at: one that training would refuse is read as far as it can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from peftctl.config.near import did_you_mean
+from peftctl.data.dataset import Dataset, Sources, Split
+from peftctl.data.encode import NEVER_STOPS, TRAINS_NOTHING
+from peftctl.data.examples import examples, format_of
+from peftctl.data.fitting import NOTHING_LEFT, Encoded
+from peftctl.data.formats import Chat, Pair, Parsed, Text
+from peftctl.data.held_out import hold_out
+from peftctl.data.inspection import Census
+from peftctl.data.mistakes import Mistakes
+from peftctl.data.prepare import Prepared, prepare
+from peftctl.data.sources import listed
+from peftctl.errors import DataError, Problem, RecipeError
+from peftctl.recipe import Recipe
+from peftctl.verbs.rows import HERE, first
+
+TRAIN = "train"
+EVAL = "eval"
+"""What evaluation rows without a name are called."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(kw_only=True)
+class Looked:
+    """A set of rows, what is wrong with those that cannot be used, and the figures of the others."""
+
+    spec: Sources
+    prepared: Prepared | None
+    """None when no row can be used."""
+
+    problems: Sequence[Problem] = ()
+    """Why training would refuse the set."""
+
+    census: Census = field(default_factory=Census)
+
+    @property
+    def rows(self) -> Sequence[Encoded]:
+        return self.prepared.rows if self.prepared else ()
+
+    @property
+    def parsed(self) -> Sequence[Parsed]:
+        return self.prepared.parsed if self.prepared else ()
+
+    def places(self, found: Census, numbers: Sequence[int]) -> list[str]:
+        """`file:line` of rows, and which piece of it where a row was split."""
+        places = []
+        for number in numbers:
+            row = self.rows[number]
+            piece = f" (piece {row.piece + 1} of {row.pieces})" if row.pieces > 1 else ""
+            places.append(f"{self.parsed[found.origins[number]].place}{piece}")
+        return places
+
+
+def name_of(wanted: str, recipe: Recipe) -> str:
+    """The name of the set that a command line means. Raises RecipeError when there is none."""
+    names = [TRAIN, *eval_names(recipe)]
+    if wanted in names:
+        return wanted
+    if wanted == EVAL and len(names) == 2:
+        return names[1]
+    hint = did_you_mean(wanted, names) or f"sets: {', '.join(f'`{name}`' for name in names)}"
+    raise RecipeError(f"`--set {wanted}`: the recipe has no rows of that name", hint)
+
+
+def eval_names(recipe: Recipe) -> list[str]:
+    """The names of the sets of evaluation rows."""
+    dataset = recipe.dataset
+    return [EVAL] if isinstance(dataset.eval, Split) else [name or EVAL for name in dataset.eval_sets]
+
+
+def read_sets(recipe: Recipe, names: Sequence[str], tokenizer: Any, say: Say) -> dict[str, Looked]:
+    """The sets `names`, the training rows first. Raises DataError for one that cannot be read at all."""
+    dataset, most = recipe.dataset, recipe.eval.max_rows
+    found = {TRAIN: look(dataset.train, dataset, tokenizer, say)}
+    if isinstance(dataset.eval, Split):
+        if (whole := found[TRAIN].prepared) is not None:
+            found[TRAIN].prepared, held_out = hold_out(whole, dataset.eval.split, recipe.seed)
+            found[EVAL] = Looked(spec=dataset.train, prepared=first(held_out, most))
+        return {name: found[name] for name in found if name in (TRAIN, *names)}
+    for key, spec in dataset.eval_sets.items():
+        if (name := key or EVAL) in names:
+            looked = found[name] = look(spec, dataset, tokenizer, say)
+            looked.prepared = looked.prepared and first(looked.prepared, most)
+    return found
+
+
+def look(spec: Sources, dataset: Dataset, tokenizer: Any, say: Say) -> Looked:
+    """The rows of `spec` as training would have them; where it would refuse, those that can be used."""
+    try:
+        return Looked(spec=spec, prepared=prepare(spec, dataset, tokenizer, HERE, say, keep_parsed=True))
+    except DataError as error:
+        refused = error
+    lenient = replace(dataset, on_bad_row="skip", max_skipped=1.0)
+    try:
+        prepared = prepare(spec, lenient, tokenizer, HERE, keep_parsed=True)
+    except DataError as error:
+        if not error.problems[-1].text.startswith("no row is left"):
+            raise refused from None
+        return Looked(spec=spec, prepared=None, problems=refused.problems)
+    return Looked(spec=spec, prepared=prepared, problems=refused.problems)
+
+
+def refused(looked: Looked, dataset: Dataset) -> tuple[Parsed, Problem] | None:
+    """The first row that can be read and cannot be trained, and why."""
+    told = [problem for problem in looked.problems if kind_of(problem) is not None]
+    if not told:
+        return None
+    for source in listed(looked.spec):
+        with suppress(DataError):
+            format = format_of(source, dataset, HERE, lambda line: None, Mistakes())
+            for item in examples(source, format, dataset, HERE) if format else ():
+                if isinstance(item, Chat | Pair | Text) and told[0].text.startswith(f"{item.place}: "):
+                    return item, told[0]
+    return None
+
+
+def kind_of(problem: Problem) -> str | None:
+    """Which check a row that cannot be used fails; None for one that cannot even be read."""
+    if problem.text.endswith(f": {NEVER_STOPS}"):
+        return "stop tokens"
+    if problem.text.endswith(f": {TRAINS_NOTHING}") or f": {NOTHING_LEFT} in " in problem.text:
+        return "trained rows"
+    return None
