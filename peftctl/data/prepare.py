@@ -15,7 +15,7 @@ from typing import Any
 from peftctl.data import cache
 from peftctl.data.batches import Part
 from peftctl.data.dataset import Dataset, Sources
-from peftctl.data.encode import Encoded, Encoder
+from peftctl.data.encode import Encoder
 from peftctl.data.examples import examples
 from peftctl.data.formats import Format, Parsed
 from peftctl.data.ledger import Ledger, Tally, settle, tell, too_many
@@ -23,6 +23,7 @@ from peftctl.data.mistakes import SHOWN, Mistakes
 from peftctl.data.store import Stored, Writer
 from peftctl.data.survey import Meter, Survey, silent, survey
 from peftctl.data.template import find
+from peftctl.data.workers import outcomes
 from peftctl.errors import DataError
 
 
@@ -166,33 +167,23 @@ def encoded(
     done = 0
     for source, format in seen.sources:
         tally, before = work.tallies[source.path], writer.rows
-        for item in examples(source, format, dataset, root):
+        for item, made in outcomes(examples(source, format, dataset, root), encoder, seen.rows):
             done += 1
             progress("preparing rows", done, seen.rows)
-            try:
-                pieces = pieces_of(item, encoder)
-            except DataError as error:
-                tally.skip(error.problems)
-                work.mistakes.add(error.problems)
+            if isinstance(made, DataError):
+                tally.skip(made.problems)
+                work.mistakes.add(made.problems)
                 if dataset.on_bad_row == "error" and len(work.mistakes.problems) == SHOWN:
-                    raise too_many(work.mistakes, done) from None
-                continue
-            if not pieces:
+                    raise too_many(work.mistakes, done)
+            elif not made:
                 tally.drop()
-                continue
-            tally.keep(pieces)
-            writer.write(pieces)
-            if keep_parsed:
-                work.parsed.append(item)  # type: ignore[arg-type]
+            else:
+                tally.keep(made)
+                writer.write(made)
+                if keep_parsed:
+                    work.parsed.append(item)  # type: ignore[arg-type]
         work.sizes.append(writer.rows - before)
     writer.close()
     if work.mistakes.rows and dataset.on_bad_row == "error":
         raise work.mistakes.error()
     return work
-
-
-def pieces_of(item: Parsed | DataError, encoder: Encoder) -> list[Encoded]:
-    """A row as it is trained; none when it is too long. Raises DataError for one that cannot be used."""
-    if isinstance(item, DataError):
-        raise item
-    return encoder.encode(item)
