@@ -8,14 +8,11 @@ from typing import Any, Literal
 
 from peftctl.data.batches import collate
 from peftctl.data.encode import IGNORED, Encoded
-from peftctl.data.inspection import Census
+from peftctl.data.inspection import SHOWN, Census
 
 State = Literal["ok", "warning", "failed"]
 Places = Callable[[Census, Sequence[int]], list[str]]
 """The places (`file:line`) of the first of some rows."""
-
-SHOWN = 3
-"""Places that are told; the rest is a number."""
 
 MANY_CUT = 0.05
 """Share of rows cut to `max_length` from which it is a warning."""

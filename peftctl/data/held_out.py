@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from peftctl.data.batches import Part
 from peftctl.data.ledger import Ledger, of_rows
 from peftctl.data.prepare import Prepared
+from peftctl.data.texts import Texts
 from peftctl.errors import DataError
 
 
@@ -52,4 +53,6 @@ def part(prepared: Prepared, starts: NDArray[Any], wanted: NDArray[Any], left_ou
 
 def some(parsed: Sequence[Any], numbers: NDArray[Any]) -> Sequence[Any]:
     """These of the parsed rows, where they were kept."""
+    if isinstance(parsed, Texts):
+        return parsed.chosen(numbers)
     return [parsed[i] for i in numbers] if parsed else ()

@@ -19,6 +19,9 @@ from peftctl.data.encode import Encoded
 STOP, PAD, UNKNOWN, BYTE = 1, 2, 4, 8
 """What a token can be, as bits."""
 
+SHOWN = 3
+"""Rows that are told with their place; the rest is a number."""
+
 BARS = 8
 """Bars of the histogram of lengths."""
 
@@ -74,6 +77,11 @@ class Census:
     @property
     def trained_tokens(self) -> int:
         return sum(self.trained)
+
+    def worth_telling(self) -> list[int]:
+        """The first rows of every list."""
+        lists = (self.cut, self.unfinished, self.cut_short, self.idle, self.empty, self.padded, self.unknown)
+        return [row for rows in lists for row in rows[:SHOWN]]
 
     def repeats(self) -> list[tuple[int, int]]:
         """Rows that are the same as an earlier one, and which."""

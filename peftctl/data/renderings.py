@@ -9,9 +9,10 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from peftctl.data.checks import SHOWN, Check, counted
+from peftctl.data.checks import Check, counted
 from peftctl.data.encode import Encoded, Encoder
 from peftctl.data.formats import Chat, Pair, Parsed
+from peftctl.data.inspection import SHOWN
 from peftctl.data.template import literals_read, render, special_ids
 from peftctl.data.visible import decoded
 from peftctl.errors import DataError

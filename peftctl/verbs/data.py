@@ -6,12 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from peftctl import recipe as recipes
+from peftctl.data.batches import Part
 from peftctl.data.checks import Check, of_figures, of_leaks, of_padding, of_repeats
 from peftctl.data.encode import Encoded, Encoder
 from peftctl.data.formats import Chat, Pair, Parsed
@@ -23,9 +25,10 @@ from peftctl.errors import DataError, Problem
 from peftctl.models.base import load_tokenizer
 from peftctl.models.source import local
 from peftctl.recipe import Recipe
-from peftctl.verbs.events import Listen, silent, speaker, ticker
+from peftctl.verbs.events import Listen, silent, speaker
 from peftctl.verbs.rows import HERE
 from peftctl.verbs.sets import TRAIN, Looked, eval_names, kind_of, name_of, read_sets, refused
+from peftctl.verbs.signalled import EVERY, SLOW
 
 COMPARED = 100
 """Rows that are rendered and tokenised anew, spread over the set; of those that spell special tokens, twice as many."""
@@ -58,11 +61,16 @@ def data(
     recipe = recipes.coerce(recipe)
     name, say = name_of(set, recipe), speaker(listen)
     tokenizer: Any = load_tokenizer(recipe.model, say=say)
-    sets = read_sets(recipe, eval_names(recipe) if name == TRAIN else [name], tokenizer, say)
+
+    def progress(what: str, done: int, total: int) -> None:
+        if total > SLOW and done % EVERY == 0:
+            listen({"event": "progress", "what": what, "done": done, "total": total})
+
+    sets = read_sets(recipe, eval_names(recipe) if name == TRAIN else [name], tokenizer, say, progress)
     looked = sets.get(name) or sets[TRAIN]
     for key, each in sets.items():
         stops = each.prepared.stop_ids if each.prepared else ()
-        tick = ticker(listen, f"looking at `{key}`")
+        tick = partial(progress, f"looking at `{key}`")
         each.census = census(each.rows, tokenizer, stops, recipe.dataset.train_on, tick)
 
     prepared = looked.prepared
@@ -70,7 +78,9 @@ def data(
     checks = refusals(sets)
     if prepared is not None:
         checks += checked(recipe, name, sets, encoder)
-    samples = [sample(looked, number, why, tokenizer) for number, why in chosen(looked.census, rows).items()]
+    picked = chosen(looked.census, rows)
+    looked.load(looked.census.origins[number] for number in picked)
+    samples = [sample(looked, number, why, tokenizer) for number, why in picked.items()]
     found = refused(looked, recipe.dataset) if rows else None
     if found is not None and (shown := unusable(*found, encoder)):
         samples.append(shown)
@@ -104,6 +114,7 @@ def checked(recipe: Recipe, name: str, sets: Mapping[str, Looked], encoder: Enco
     few = spread(len(parsed), COMPARED)
     spelling = Spelled(encoder)
     spelled = [number for number, row in enumerate(parsed) if spelling.in_row(row)]
+    looked.load([*few, *spelled[: 2 * COMPARED], *(found.origins[row] for row in found.worth_telling())])
     compared = [(parsed[row], pieces_of(looked, row)) for row in sorted({*few, *spelled[:COMPARED]})]
     longest = max(looked.rows, key=len)
     own = None
@@ -176,7 +187,9 @@ def encoder_of(recipe: Recipe, looked: Looked, tokenizer: Any) -> Encoder:
 
 def padding(recipe: Recipe, looked: Looked) -> dict[str, float]:
     """Share of a batch that would be padding, padded and packed."""
-    trainer, parts = recipe.trainer, looked.prepared.parts if looked.prepared else ()
+    whole = looked.prepared is not None and sum(part.rows for part in looked.prepared.parts) == len(looked.rows)
+    parts = looked.prepared.parts if looked.prepared and whole else [Part(len(looked.rows))]
+    trainer = recipe.trainer
     return padding_of(looked.census.lengths, parts, trainer.batch_size, trainer.micro_batch_size, recipe.seed)
 
 

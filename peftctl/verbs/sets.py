@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from peftctl.config.near import did_you_mean
@@ -18,6 +19,8 @@ from peftctl.data.inspection import Census
 from peftctl.data.mistakes import Mistakes
 from peftctl.data.prepare import Prepared, prepare
 from peftctl.data.sources import listed
+from peftctl.data.survey import Meter, silent
+from peftctl.data.texts import Texts
 from peftctl.errors import DataError, Problem, RecipeError
 from peftctl.recipe import Recipe
 from peftctl.verbs.rows import HERE, first
@@ -50,8 +53,14 @@ class Looked:
     def parsed(self) -> Sequence[Parsed]:
         return self.prepared.parsed if self.prepared else ()
 
+    def load(self, numbers: Iterable[int]) -> None:
+        """Reads the texts of these rows in one pass, where they are not in memory."""
+        if isinstance(self.parsed, Texts):
+            self.parsed.load(numbers)
+
     def places(self, found: Census, numbers: Sequence[int]) -> list[str]:
         """`file:line` of rows, and which piece of it where a row was split."""
+        self.load([found.origins[number] for number in numbers])
         places = []
         for number in numbers:
             row = self.rows[number]
@@ -77,10 +86,12 @@ def eval_names(recipe: Recipe) -> list[str]:
     return [EVAL] if isinstance(dataset.eval, Split) else [name or EVAL for name in dataset.eval_sets]
 
 
-def read_sets(recipe: Recipe, names: Sequence[str], tokenizer: Any, say: Say) -> dict[str, Looked]:
+def read_sets(
+    recipe: Recipe, names: Sequence[str], tokenizer: Any, say: Say, progress: Meter = silent
+) -> dict[str, Looked]:
     """The sets `names`, the training rows first. Raises DataError for one that cannot be read at all."""
     dataset, most = recipe.dataset, recipe.eval.max_rows
-    found = {TRAIN: look(dataset.train, dataset, tokenizer, say)}
+    found = {TRAIN: look(dataset.train, dataset, tokenizer, say, progress)}
     if isinstance(dataset.eval, Split):
         if (whole := found[TRAIN].prepared) is not None:
             found[TRAIN].prepared, held_out = hold_out(whole, dataset.eval.split, recipe.seed)
@@ -88,20 +99,27 @@ def read_sets(recipe: Recipe, names: Sequence[str], tokenizer: Any, say: Say) ->
         return {name: found[name] for name in found if name in (TRAIN, *names)}
     for key, spec in dataset.eval_sets.items():
         if (name := key or EVAL) in names:
-            looked = found[name] = look(spec, dataset, tokenizer, say)
+            looked = found[name] = look(spec, dataset, tokenizer, say, progress)
             looked.prepared = looked.prepared and first(looked.prepared, most)
     return found
 
 
-def look(spec: Sources, dataset: Dataset, tokenizer: Any, say: Say) -> Looked:
+def look(spec: Sources, dataset: Dataset, tokenizer: Any, say: Say, progress: Meter) -> Looked:
     """The rows of `spec` as training would have them; where it would refuse, those that can be used."""
+    ready = partial(prepare, spec, tokenizer=tokenizer, root=HERE, progress=progress)
     try:
-        return Looked(spec=spec, prepared=prepare(spec, dataset, tokenizer, HERE, say, keep_parsed=True))
+        prepared = ready(dataset=dataset, say=say)
     except DataError as error:
         refused = error
+    else:
+        if prepared.ledger.kept == prepared.ledger.read:
+            texts = Texts(spec, prepared.formats, dataset, HERE, prepared.ledger.kept)
+            return Looked(spec=spec, prepared=replace(prepared, parsed=texts))
+        # which of the rows that can be read were kept, only preparing them tells
+        return Looked(spec=spec, prepared=ready(dataset=dataset, keep_parsed=True))
     lenient = replace(dataset, on_bad_row="skip", max_skipped=1.0)
     try:
-        prepared = prepare(spec, lenient, tokenizer, HERE, keep_parsed=True)
+        prepared = ready(dataset=lenient, keep_parsed=True)
     except DataError as error:
         if not error.problems[-1].text.startswith("no row is left"):
             raise refused from None
