@@ -47,6 +47,6 @@ def data(
         for line in page(found, on):
             on.print(line, soft_wrap=True)
     if not found["ok"]:
-        failed = [check["name"] for check in found["checks"] if check["state"] == "failed"]
+        failed = dict.fromkeys(check["name"] for check in found["checks"] if check["state"] == "failed")
         console.complain([Problem(f"`{found['set']}`: checks failed: {', '.join(failed)}")])
         raise typer.Exit(DataError.exit_code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from array import array
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from peftctl.data.encode import Encoded
 
 STOP, PAD, UNKNOWN, BYTE = 1, 2, 4, 8
 """What a token can be, as bits."""
+
+BYTE_NAME = re.compile("<0x[89A-F][0-9A-F]>")
+"""What vocabularies call a byte of a character that is not ASCII."""
 
 SHOWN = 3
 """Rows that are told with their place; the rest is a number."""
@@ -131,7 +135,8 @@ def kinds_of(tokenizer: Any, stop_ids: Collection[int]) -> NDArray[np.uint8]:
     """What each token of a vocabulary is, as bits [ids]."""
     names = tokenizer.get_vocab()
     kinds = np.zeros(max([len(tokenizer), *(id + 1 for id in names.values())]), dtype=np.uint8)
-    kinds[[id for name, id in names.items() if len(name) == 6 and name.startswith("<0x") and name[-1] == ">"]] = BYTE
+    # in Llama 2 a line break is a byte, too, and no character that is lacking
+    kinds[[id for name, id in names.items() if BYTE_NAME.fullmatch(name)]] = BYTE
     for ids, bit in ((stop_ids, STOP), ([tokenizer.pad_token_id], PAD), ([tokenizer.unk_token_id], UNKNOWN)):
         kinds[[id for id in ids if id is not None]] |= bit
     # a word that is unknown has the end token in GPT-2: then the id alone does not tell
@@ -190,7 +195,11 @@ def lengths_of(found: Census, max_length: int) -> dict[str, Any]:
         "max": int(lengths.max()),
         "max_length": max_length,
         "at_max_length": int((lengths == max_length).sum()),
-        "histogram": [{"from": i * step + 1, "to": (i + 1) * step, "rows": int(n)} for i, n in enumerate(bars)],
+        "histogram": [
+            {"from": i * step + 1, "to": (i + 1) * step, "rows": int(n)}
+            for i, n in enumerate(bars)
+            if bars[: i + 1].any()
+        ],
     }
 
 

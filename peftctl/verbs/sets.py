@@ -29,6 +29,9 @@ TRAIN = "train"
 EVAL = "eval"
 """What evaluation rows without a name are called."""
 
+UNUSABLE = "usable rows"
+"""The check of rows that cannot even be read, or of which too many were left out."""
+
 Say = Callable[[str], None]
 
 
@@ -129,7 +132,7 @@ def look(spec: Sources, dataset: Dataset, tokenizer: Any, say: Say, progress: Me
 
 def refused(looked: Looked, dataset: Dataset) -> tuple[Parsed, Problem] | None:
     """The first row that can be read and cannot be trained, and why."""
-    told = [problem for problem in looked.problems if kind_of(problem) is not None]
+    told = [problem for problem in looked.problems if kind_of(problem) != UNUSABLE]
     if not told:
         return None
     for source in listed(looked.spec):
@@ -141,10 +144,19 @@ def refused(looked: Looked, dataset: Dataset) -> tuple[Parsed, Problem] | None:
     return None
 
 
-def kind_of(problem: Problem) -> str | None:
-    """Which check a row that cannot be used fails; None for one that cannot even be read."""
+def kind_of(problem: Problem) -> str:
+    """Which check a row that cannot be used fails."""
     if problem.text.endswith(f": {NEVER_STOPS}"):
         return "stop tokens"
     if problem.text.endswith(f": {TRAINS_NOTHING}") or f": {NOTHING_LEFT} in " in problem.text:
         return "trained rows"
-    return None
+    return UNUSABLE
+
+
+def refused_rows(looked: Looked, kind: str) -> str:
+    """How many rows of a set fail a check: `2 of 9 rows`, or nothing where that is not known."""
+    if looked.prepared is None:
+        return "every row"
+    ledger = looked.prepared.ledger
+    rows = sum(number for why, number in ledger.reasons.items() if kind_of(Problem(f": {why}")) == kind)
+    return f"{rows:,} of {ledger.read:,} rows" if rows else ""

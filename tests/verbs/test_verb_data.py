@@ -93,6 +93,7 @@ def test_a_stop_token_that_is_never_trained(
     assert not found["ok"]
     failed = checks(found, "failed")["stop tokens"]
     assert failed["places"] == tuple(f"train.jsonl:{line}: the stop token is never trained" for line in (1, 2))
+    assert failed["text"] == "training refuses every row of `train`"
     assert "chat_template" in failed["hint"]
     (refused,) = found["samples"]
     assert (refused["place"], refused["problem"]) == ("train.jsonl:1", "the stop token is never trained")
@@ -101,17 +102,23 @@ def test_a_stop_token_that_is_never_trained(
 def test_a_row_that_trains_nothing(write: Callable[..., str], cli: Callable[..., SimpleNamespace]) -> None:
     recipe = write([chat("a"), chat("b", train=False), chat("c")])
     found = data(recipe)
-    assert checks(found, "failed")["trained rows"]["places"] == ("train.jsonl:2: trains nothing",)
+    failed = checks(found, "failed")["trained rows"]
+    assert failed["places"] == ("train.jsonl:2: trains nothing",)
+    assert failed["text"] == "training refuses 1 of 3 rows of `train`"
     assert [sample["place"] for sample in found["samples"]] == ["train.jsonl:1", "train.jsonl:3", "train.jsonl:2"]
     assert cli("data", recipe).code == 1
     assert cli("data", recipe, "dataset.on_bad_row=skip", "dataset.max_skipped=0.5").code == 0
+    refused = data(write([{"prompt": "long" * 9, "completion": "x"}], max_length=20, chat_template="tokenizer"))
+    assert checks(refused, "failed")["trained rows"]["text"] == "training refuses every row of `train`"
     refused = data(write([chat("a"), chat("long" * 9), chat("c")], max_length=20))
     assert "nothing to train is left" in checks(refused, "failed")["trained rows"]["places"][0]
 
 
 def test_a_row_that_cannot_be_read(write: Callable[..., str]) -> None:
     found = data(write([chat("a"), {"messages": "x"}, chat("c")]))
-    assert checks(found, "failed")["usable rows"]["places"][0].startswith("train.jsonl:2: ")
+    failed = checks(found, "failed")["usable rows"]
+    assert failed["places"][0].startswith("train.jsonl:2: ")
+    assert failed["text"] == "training refuses 1 of 3 rows of `train`"
     assert found["rows"] == 2
 
 
