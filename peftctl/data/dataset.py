@@ -132,6 +132,10 @@ class Dataset(Block):
     system: str | None = None
     """System message of conversations that have none."""
 
+    split_special_tokens: bool = True
+    """Special tokens that a row's own text spells are ordinary text; `false` takes them as what they spell, for rows
+    that were rendered with a template before."""
+
     max_length: Count = 2048
     """Longest row, in tokens."""
 

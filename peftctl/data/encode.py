@@ -48,6 +48,7 @@ class Encoder:
         on_long: OnLong = "truncate",
         train_on: TrainOn = "assistant",
         system: str | None = None,
+        split_special_tokens: bool = True,
     ) -> None:
         """`template` is the Jinja text that conversations are rendered with; None where there are none.
 
@@ -66,15 +67,28 @@ class Encoder:
         self.system = system
         self.stop_ids: set[int] = set()
         self.spelled = 0
-        self._spelling = Spelling(tokenizer, template)
+        self._spelling = Spelling(tokenizer, template, split_special_tokens)
         self._turns = Turns()
         self._usual: frozenset[int] | None = None
         self._stops = Stops(self._spelling.special, tokenizer.bos_token_id, tokenizer.eos_token_id, self._usual_stops)
 
+    @property
+    def splits_special_tokens(self) -> bool:
+        """Whether special tokens that a text spells are ordinary text."""
+        return self._spelling.split
+
     @classmethod
     def of(cls, dataset: Dataset, tokenizer: Any, template: str | None) -> Encoder:
         """The encoder that a recipe's block asks for."""
-        return cls(tokenizer, template, dataset.max_length, dataset.on_long, dataset.train_on, dataset.system)
+        return cls(
+            tokenizer,
+            template,
+            dataset.max_length,
+            dataset.on_long,
+            dataset.train_on,
+            dataset.system,
+            dataset.split_special_tokens,
+        )
 
     def encode(self, row: Parsed) -> list[Encoded]:
         """The row as it is trained: one, several where it is split, none where it is too long and dropped.

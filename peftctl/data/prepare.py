@@ -121,7 +121,7 @@ def prepare(
             heard(f"skipped: {text}")
         if encoder.spelled:
             spelled = f"{encoder.spelled:,} of {ledger.read:,} rows spell special tokens in their text"
-            heard(f"{spelled}: taken as ordinary text")
+            heard(f"{spelled}: taken as {'ordinary text' if encoder.splits_special_tokens else 'what they spell'}")
         prepared = Prepared(
             rows=Stored(folder),
             ledger=ledger,

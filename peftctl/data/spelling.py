@@ -32,10 +32,14 @@ class Render(Protocol):
 
 
 class Spelling:
-    """Finds and tokenises the special tokens that a row's own texts spell, for one tokenizer and template."""
+    """Finds and tokenises the special tokens that a row's own texts spell, for one tokenizer and template.
 
-    def __init__(self, tokenizer: Any, template: str | None) -> None:
+    Without `split` they are left to be what they spell: for texts that were rendered before.
+    """
+
+    def __init__(self, tokenizer: Any, template: str | None, split: bool = True) -> None:
         self._tokenizer = tokenizer
+        self.split = split
         ids = special_ids(tokenizer)
         # A word the tokenizer does not know marks nothing, unless that token is `eos_token` too, as in GPT-2.
         self.special = ids - ({tokenizer.unk_token_id} - {tokenizer.eos_token_id})
@@ -56,6 +60,8 @@ class Spelling:
         What the template reads in an answer, such as the `</think>` that ends its thinking, is the template's. Raises
         DataError at `place` when the template changes such a text, so that its place is in doubt.
         """
+        if not self.split:
+            return []
         patterns = [self._in_answers if message["role"] == "assistant" else self._pattern for message in messages]
         said = [*zip(patterns, messages, strict=True), (self._pattern, tools)]
         if not any(pattern.search(text) for pattern, texts in said for text in _texts(texts)):
@@ -74,7 +80,9 @@ class Spelling:
         return self._read(text)
 
     def plain(self, text: str) -> Tokens:
-        """A text of a row, with what the tokenizer puts around it; nothing in it is special."""
+        """A text of a row, with what the tokenizer puts around it; nothing in it is special, where that is split."""
+        if not self.split:
+            return self._read(text, add_special_tokens=True)
         tokens = self._read(text, add_special_tokens=True, split_special_tokens=True)
         if not any(id in self.special and begin < end for id, begin, end in zip(*tokens, strict=True)):
             return tokens

@@ -171,3 +171,17 @@ def test_longer_tokens_come_first_and_marks_in_the_text_do_no_harm(make_tokenize
     assert tokens.begins == sorted(tokens.begins)
     assert tokens.ends == sorted(tokens.ends)
     assert tokens.ends[-1] == len(text)
+
+
+def test_texts_that_were_rendered_before_keep_their_special_tokens(tokenizer: Any) -> None:
+    chat = Chat("here", [{"role": "user", "content": "what is it?"}, {"role": "assistant", "content": "it is"}])
+    encoder = Encoder(tokenizer, tokenizer.chat_template, 500, split_special_tokens=False)
+    rendered = tokenizer.apply_chat_template(chat.messages, tokenize=False)
+    ids = encoder.whole(Text("here", rendered)).input_ids
+    plain = tokenizer(rendered)["input_ids"]
+    assert ids[: len(plain)] == plain
+    assert ids == plain or ids == [*plain, tokenizer.eos_token_id]
+    assert ids != Encoder(tokenizer, tokenizer.chat_template, 500).whole(Text("here", rendered)).input_ids
+    spelled = Chat("here", [{"role": "user", "content": f"say {tokenizer.eos_token}"}, chat.messages[1]])
+    expected = tokenizer.apply_chat_template(spelled.messages)["input_ids"]
+    assert encoder.whole(spelled).input_ids == expected
