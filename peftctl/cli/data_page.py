@@ -87,7 +87,8 @@ def account(ledger: Mapping[str, Any]) -> str:
     named = ("truncated", "split", "dropped", "skipped")
     parts = [f"{ledger['read']:,} read", f"{ledger['kept']:,} kept"]
     parts += [f"{ledger[name]:,} {name}" for name in named if ledger.get(name)]
-    lost = f"; {ledger['tokens_cut']:,} tokens lost" if ledger.get("tokens_cut") else ""
+    cut = ledger.get("tokens_cut")
+    lost = f"; {cut:,} token{'s' * (cut != 1)} lost" if cut else ""
     return ", ".join(parts) + lost
 
 
