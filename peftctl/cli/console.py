@@ -142,7 +142,10 @@ def complain(problems: Iterable[Problem], *, as_json: bool = False) -> None:
     from peftctl.cli.layout import message
 
     problems = list(problems)
-    tell(*(line for text, hint in problems for line in message("error", text, hint)))
+    following = [hint for _, hint in problems[1:]] + [None]
+    # a hint that several in a row share is told once, under the last of them
+    shown = [(text, None if hint == later else hint) for (text, hint), later in zip(problems, following, strict=True)]
+    tell(*(line for text, hint in shown for line in message("error", text, hint)))
     if as_json:
         with suppress(StorageError):  # the complaint may be that nothing can be written there
             out_json({"error": [problem._asdict() for problem in problems]})

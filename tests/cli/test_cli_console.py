@@ -98,3 +98,22 @@ def test_numbers_stand_right_and_words_left():
         "accuracy   75.2 %         -",
         "[b]x\\x1b    1e-05    12,000",
     ]
+
+
+def test_a_hint_that_errors_in_a_row_share_is_told_once(capsys):
+    from peftctl.cli import console
+    from peftctl.errors import Problem
+
+    console.complain([Problem("a", "x"), Problem("b", "x"), Problem("c", "y"), Problem("d"), Problem("e", "x")])
+    said = capsys.readouterr().err.split("\n")
+    assert said == [
+        "error: a",
+        "error: b",
+        "  hint: x",
+        "error: c",
+        "  hint: y",
+        "error: d",
+        "error: e",
+        "  hint: x",
+        "",
+    ]
