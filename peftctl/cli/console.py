@@ -48,8 +48,22 @@ def out(text: str) -> None:
 
     Raises Unread when its reader left, StorageError when the disk behind it refuses.
     """
+    _write(clean(text) if sys.stdout.isatty() else text)
+
+
+def out_page(lines: Iterable[Text], on: Console) -> None:
+    """A page for a person, on standard output, which `on` stands for: in colour on a terminal.
+
+    Raises Unread and StorageError, as `out` does.
+    """
+    with on.capture() as page:
+        for line in lines:
+            on.print(line, soft_wrap=True)
+    _write(page.get().removesuffix("\n"))
+
+
+def _write(text: str) -> None:
     stream = sys.stdout
-    text = clean(text) if stream.isatty() else text
     encoding = stream.encoding or "utf-8"
     try:
         text.encode(encoding, "surrogateescape")

@@ -44,8 +44,7 @@ def data(
         console.out_json(found)
     else:
         on = screen(sys.stdout)
-        for line in page(found, on):
-            on.print(line, soft_wrap=True)
+        console.out_page(page(found, on), on)
     if not found["ok"]:
         failed = dict.fromkeys(check["name"] for check in found["checks"] if check["state"] == "failed")
         console.complain([Problem(f"`{found['set']}`: checks failed: {', '.join(failed)}")])

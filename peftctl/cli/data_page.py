@@ -10,12 +10,15 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from peftctl.cli.console import clean, one_line
+from peftctl.cli.console import clean, folded, one_line
 from peftctl.cli.layout import aligned
 
 STATES = {"ok": "green", "warning": "bold yellow", "failed": "bold red"}
 BAR = 32
 """Columns of the longest bar of the histogram."""
+
+NARROW = 32
+"""Columns that what was found gets at least beside its label."""
 
 RUN, ENDS = 160, 60
 """Tokens from which a run of trained or of masked ones is not shown whole, and how many are shown of its ends."""
@@ -50,7 +53,7 @@ def page(found: Mapping[str, Any], console: Console) -> Iterator[Text]:
         yield from histogram(found["lengths"]["histogram"], signs)
     if found["samples"]:
         yield Text()
-        yield legend(signs)
+        yield folded(legend(signs), width) if width else legend(signs)
     for sample in found["samples"]:
         yield Text()
         yield from row(sample, signs, width)
@@ -196,14 +199,19 @@ def checks(found: Sequence[Mapping[str, Any]], width: int | None) -> Iterator[Te
     states = max(map(len, STATES))
     for check in sorted(found, key=lambda check: order.index(check["state"])):
         label = f"{check['state']:<{states}}  {check['name']:<{names}}"
-        rest = [f"hint: {check['hint']}"] if check["hint"] else []
-        for pair in aligned([(label, check["text"]), *(("", text) for text in [*check["places"], *rest])], width):
+        told = [check["text"], *check["places"], *([f"hint: {check['hint']}"] if check["hint"] else [])]
+        if width and width - len(label) < NARROW:  # then the text goes below
+            yield _state((label, ""), check["state"])
+            label = ""
+        for pair in aligned([(label, told[0]), *(("", text) for text in told[1:])], width):
             yield _state(pair, check["state"])
 
 
 def _state(pair: tuple[str, str], state: str) -> Text:
     label, text = pair
-    line = Text.assemble((label[: len(state)], STATES[state]), label[len(state) :])
+    line = Text(label)
+    if label.strip():
+        line.stylize(STATES[state], 0, len(state))
     body = Text(text)
     body.highlight_regex(r"`[^`\n]+`", "bold")
     body.highlight_regex(r"^hint:", "bold cyan")
