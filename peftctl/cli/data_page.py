@@ -50,7 +50,7 @@ def page(found: Mapping[str, Any], console: Console) -> Iterator[Text]:
     yield from labelled(facts(found), width)
     if found["lengths"]:
         yield Text()
-        yield from histogram(found["lengths"]["histogram"], signs)
+        yield from histogram(found["lengths"]["histogram"], signs, width)
     if found["samples"]:
         yield Text()
         yield folded(legend(signs), width) if width else legend(signs)
@@ -106,12 +106,14 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %" if 0 < share < 0.1 else f"{100 * share:.0f} %"
 
 
-def histogram(bars: Sequence[Mapping[str, Any]], signs: Signs) -> Iterator[Text]:
+def histogram(bars: Sequence[Mapping[str, Any]], signs: Signs, width: int | None) -> Iterator[Text]:
     """How many rows have how many tokens."""
     most = max(bar["rows"] for bar in bars)
     spans = [f"{bar['from']:,}-{bar['to']:,}" for bar in bars]
+    around = max(map(len, spans)) + len(f"{most:,}") + 5
+    longest = min(BAR, max(width - around, 4)) if width else BAR
     for bar, span in zip(bars, spans, strict=True):
-        filled = signs.bar * -(-bar["rows"] * BAR // most)
+        filled = signs.bar * -(-bar["rows"] * longest // most)
         line = Text.assemble(f"  {span:>{max(map(len, spans))}}  ", (filled, "cyan"))
         yield line.append(f" {bar['rows']:,}" if bar["rows"] else "", "dim")
 
@@ -128,7 +130,8 @@ def row(sample: Mapping[str, Any], signs: Signs, width: int | None) -> Iterator[
     head = Text.assemble((one_line(sample["place"]), "bold"))
     figures = f"{sample['tokens']:,} tokens, {sample['trained']:,} trained ({trained_share(sample)})"
     notes = [sample["why"], figures, f"{sample['cut']:,} cut off" if sample["cut"] else ""]
-    yield head.append("".join(f"  {note}" for note in notes if note), "dim")
+    head.append("".join(f"  {note}" for note in notes if note), "dim")
+    yield folded(head, width) if width else head
     if sample["problem"]:
         yield Text.assemble("  ", (one_line(sample["problem"]), STATES["failed"]))
     gutter = (f"  {signs.gutter} ", "dim")
