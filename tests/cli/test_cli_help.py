@@ -9,7 +9,20 @@ from pathlib import Path
 import pytest
 
 SESSIONS = Path(__file__).parent / "help.txt"
-TOP = ["init", "data", "train", "eval", "merge", "export", "generate", "validate", "schema", "methods", "recipes", "adapters"]
+TOP = [
+    "init",
+    "data",
+    "train",
+    "eval",
+    "merge",
+    "export",
+    "generate",
+    "validate",
+    "schema",
+    "methods",
+    "recipes",
+    "adapters",
+]
 COMMANDS = [*TOP, "recipes show", "recipes copy"]
 COMMANDS += [f"adapters {verb}" for verb in ("inspect", "diff", "combine", "resize", "convert")]
 HEAVY = {"torch", "transformers", "datasets", "pydantic", "numpy", "rich", "yaml", "safetensors"}
