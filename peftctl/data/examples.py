@@ -7,12 +7,15 @@ from pathlib import Path
 
 from peftctl.data.dataset import Dataset, Source
 from peftctl.data.file import Digest, Row
-from peftctl.data.formats import Format, Parsed, check, guess
+from peftctl.data.formats import Example, Format, Parsed, check, guess
 from peftctl.data.formats.columns import absent, mapped
 from peftctl.data.mistakes import Mistakes
 from peftctl.data.sources import read
 from peftctl.data.supervised import supervised
 from peftctl.errors import DataError, Problem
+
+Accept = Callable[[Example], Parsed]
+"""What an example becomes; raises DataError for one of which it makes nothing."""
 
 HEAD = 20
 """Rows that a format is guessed from."""
@@ -64,11 +67,16 @@ def _guessed(rows: list[Row], columns: dict[str, str], mistakes: Mistakes) -> Fo
 
 
 def examples(
-    source: Source, format: Format, dataset: Dataset, root: Path, digest: Digest = lambda data: None
+    source: Source,
+    format: Format,
+    dataset: Dataset,
+    root: Path,
+    digest: Digest = lambda data: None,
+    accept: Accept = supervised,
 ) -> Iterator[Parsed | DataError]:
     """The rows of a source as they are trained, and in their places what is wrong with those that cannot be.
 
-    Raises DataError when the source is of a form that supervised fine-tuning does not train.
+    Raises what `accept` raises: DataError when the source is of a form that supervised fine-tuning does not train.
     """
     columns = columns_of(source, dataset)
     for item in read(source, root, digest):
@@ -80,7 +88,7 @@ def examples(
         except DataError as error:
             yield error
             continue
-        yield supervised(example)
+        yield accept(example)
 
 
 def columns_of(source: Source, dataset: Dataset) -> dict[str, str]:

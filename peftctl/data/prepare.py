@@ -16,11 +16,12 @@ from peftctl.data import cache
 from peftctl.data.batches import Part
 from peftctl.data.dataset import Dataset, Sources
 from peftctl.data.encode import Encoder
-from peftctl.data.examples import examples
+from peftctl.data.examples import Accept, examples
 from peftctl.data.formats import Format, Parsed
 from peftctl.data.ledger import Ledger, Tally, settle, tell, too_many
 from peftctl.data.mistakes import SHOWN, Mistakes
 from peftctl.data.store import Stored, Writer
+from peftctl.data.supervised import supervised
 from peftctl.data.survey import Meter, Survey, silent, survey
 from peftctl.data.template import find
 from peftctl.data.workers import outcomes
@@ -83,6 +84,7 @@ def prepare(
     *,
     keep_parsed: bool = False,
     progress: Meter = silent,
+    accept: Accept = supervised,
 ) -> Prepared:
     """Reads, checks and encodes the rows of `spec`: the `train` or `eval` of `dataset`.
 
@@ -90,12 +92,13 @@ def prepare(
         root: where relative paths start.
         say: is told what was guessed, and where the rows went.
         keep_parsed: keeps the texts in memory beside the ids, for metrics that need them.
+        accept: what an example becomes, where that is not what supervised fine-tuning trains; kept only with the texts.
         progress: hears how far it has come, now and then; what it raises ends the preparation.
 
     Raises DataError with every row that cannot be used, when too many had to be left out, and when nothing is left;
     StorageError when there is no room for the rows.
     """
-    key = None if keep_parsed else cache.key(spec, dataset, tokenizer, root)
+    key = None if keep_parsed or accept is not supervised else cache.key(spec, dataset, tokenizer, root)
     if key is not None and (found := cache.find(key, say)) is not None:
         return reused(*found, say)
     if key is not None and not cache.writable(say):
@@ -107,11 +110,11 @@ def prepare(
         say(line)
 
     sha = hashlib.sha256()
-    seen = survey(spec, dataset, root, sha.update, heard, progress)
+    seen = survey(spec, dataset, root, sha.update, heard, progress, accept)
     template = find(dataset.chat_template, tokenizer, root, heard) if seen.chats else None
     encoder = Encoder.of(dataset, tokenizer, template)
     with cache.workspace(to_keep=key is not None) as folder:
-        work = encoded(seen, dataset, encoder, root, folder, keep_parsed, progress)
+        work = encoded(seen, dataset, encoder, root, folder, keep_parsed, progress, accept)
         ledgers = {path: tally.ledger for path, tally in work.tallies.items()}
         ledger = sum(ledgers.values(), Ledger())
         settle(ledger, dataset, work.mistakes)
@@ -160,14 +163,21 @@ def reused(folder: Path, manifest: dict[str, Any], say: Callable[[str], None]) -
 
 
 def encoded(
-    seen: Survey, dataset: Dataset, encoder: Encoder, root: Path, folder: Path, keep_parsed: bool, progress: Meter
+    seen: Survey,
+    dataset: Dataset,
+    encoder: Encoder,
+    root: Path,
+    folder: Path,
+    keep_parsed: bool,
+    progress: Meter,
+    accept: Accept,
 ) -> Work:
     """Encodes every row of the sources into files in `folder`. Raises DataError where mistakes are errors."""
     work, writer = Work({source.path: Tally() for source, _ in seen.sources}), Writer(folder)
     done = 0
     for source, format in seen.sources:
         tally, before = work.tallies[source.path], writer.rows
-        for item, made in outcomes(examples(source, format, dataset, root), encoder, seen.rows):
+        for item, made in outcomes(examples(source, format, dataset, root, accept=accept), encoder, seen.rows):
             done += 1
             progress("preparing rows", done, seen.rows)
             if isinstance(made, DataError):

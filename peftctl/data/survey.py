@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from peftctl.data.dataset import Dataset, Source, Sources
-from peftctl.data.examples import examples, format_of
+from peftctl.data.examples import Accept, examples, format_of
 from peftctl.data.file import Digest
 from peftctl.data.formats import Chat, Format
 from peftctl.data.mistakes import Mistakes
@@ -34,7 +34,13 @@ class Survey(NamedTuple):
 
 
 def survey(
-    spec: Sources, dataset: Dataset, root: Path, digest: Digest, say: Callable[[str], None], progress: Meter
+    spec: Sources,
+    dataset: Dataset,
+    root: Path,
+    digest: Digest,
+    say: Callable[[str], None],
+    progress: Meter,
+    accept: Accept,
 ) -> Survey:
     """Reads every row of `spec` once.
 
@@ -48,7 +54,7 @@ def survey(
                 lost = True
                 continue
             sources.append((source, format))
-            for item in examples(source, format, dataset, root, digest):
+            for item in examples(source, format, dataset, root, digest, accept):
                 rows += 1
                 progress("reading rows", rows, 0)
                 chats = chats or isinstance(item, Chat)

@@ -25,7 +25,8 @@ class Evaluation(Block):
     """What to measure on `dataset.eval`, for the base and for the adapter."""
 
     metrics: list[MetricName] = field(default_factory=lambda: ["loss", "perplexity"])
-    """Of the right answers: `loss`, `perplexity`, `token_accuracy`. Of the most probable of `labels`: `accuracy`,
+    """Of the right answers: `loss`, `perplexity`, `token_accuracy`; of rows with a better and a worse answer also
+    `preference_accuracy`, `preference_margin`. Of the most probable of `labels`: `accuracy`,
     `macro_f1`, `matthews`, `confusion`. Of greedily generated answers: `exact_match`, `bleu`, `chrf`, `rouge1`,
     `rouge2`, `rougeL`."""
     labels: list[str] = field(default_factory=list)

@@ -25,16 +25,18 @@ def measure(
     evaluation: Evaluation,
     pad_id: int,
     tick: Tick = lambda done, total: None,
+    rejected: Sequence[Parsed] = (),
 ) -> Seen:
-    """What the wanted metrics read of `model` and `rows`, in the order of `rows`.
+    """What the wanted metrics read of `model` and `rows`, in the order of `rows`; `rejected` are their worse answers.
 
     Raises DataError when a row's answer is none of `labels`, when no row has an answer at all, or there are no rows.
     """
     if not rows:
         raise DataError("dataset.eval: no row is left to evaluate", "look at `max_length` and `on_long`")
-    truth = [encoder.encode(row) for row in rows] if evaluation.needs("truth") else []
+    truth = [encoder.encode(row) for row in rows] if evaluation.needs("truth") or rejected else []
+    worse = [encoder.encode(row) for row in rejected]
     choices = labelled(rows, encoder, evaluation.labels) if evaluation.needs("labels") else []
-    sequences = [*(piece for row in truth for piece in row), *(one for group in choices for one in group)]
+    sequences = [*(piece for row in (*truth, *worse) for piece in row), *(one for group in choices for one in group)]
     scores = score(model, sequences, evaluation.batch_size, pad_id, tick) if sequences else {}
     seen = Seen(labels=evaluation.labels)
     if truth:
@@ -45,6 +47,8 @@ def measure(
             right=np.array([sum(one.right for one in row) for row in found], dtype=np.float64),
             tokens=np.array([sum(piece.trained for piece in row) for row in truth], dtype=np.float64),
         )
+    if worse:
+        seen = replace(seen, rejected=np.array([sum(scores[key(piece)].nats for piece in row) for row in worse]))
     if choices:
         best = [min(range(len(group)), key=lambda i: scores[key(group[i])].nats) for group in choices]
         seen = replace(seen, choice=best, truth=[evaluation.labels.index(answer(row)) for row in rows])

@@ -17,8 +17,9 @@ from peftctl.errors import RunError
 
 Array = NDArray[np.float64]
 
-Need = Literal["truth", "labels", "text"]
-"""What a metric reads: log-probabilities of the answers as they are, or of the labels as answers; generated answers."""
+Need = Literal["truth", "labels", "text", "pairs"]
+"""What a metric reads: log-probabilities of the answers as they are, of the labels as answers, or of a better and a
+worse answer; generated answers."""
 
 
 def nothing() -> Array:
@@ -34,6 +35,8 @@ class Seen:
     """Minus the log-probability of the trained tokens of each row [n]."""
     tokens: Array = field(default_factory=nothing)
     """How many they are [n]."""
+    rejected: Array = field(default_factory=nothing)
+    """Minus the log-probability of each row's worse answer [n]; `nats` is then that of the better one."""
     right: Array = field(default_factory=nothing)
     """How many of them the model puts first, given the right ones before [n]."""
     labels: Sequence[str] = ()

@@ -135,9 +135,10 @@ def measured(
     listen: Listen,
 ) -> None:
     """Adds to `seen` what the model, as it is now, makes of every eval set."""
-    for one, (prepared, encoder) in sets.items():
+    for one, (prepared, encoder, rejected) in sets.items():
         tick = ticker(listen, f"evaluating the {name}" + (f" on {one}" if one else ""))
-        seen[one][name] = measure(base.model, prepared.parsed, encoder, recipe.eval, base.tokenizer.pad_token_id, tick)
+        pad = base.tokenizer.pad_token_id
+        seen[one][name] = measure(base.model, prepared.parsed, encoder, recipe.eval, pad, tick, rejected)
 
 
 def figures_record(sheets: Mapping[str, Sheet], names: Sequence[str]) -> dict[str, Any]:

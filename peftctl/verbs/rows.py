@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peftctl.data.dataset import ONLY, Dataset, Split
+from peftctl.data.dataset import ONLY, Dataset, Sources, Split
 from peftctl.data.encode import Encoded, Encoder
+from peftctl.data.formats import Parsed
 from peftctl.data.held_out import hold_out
+from peftctl.data.preferred import chosen, rejected
 from peftctl.data.prepare import Prepared, prepare
 from peftctl.data.survey import Meter, silent
 from peftctl.errors import DataError
@@ -65,13 +67,15 @@ class EvalSet(NamedTuple):
 
     prepared: Prepared
     encoder: Encoder
+    rejected: Sequence[Parsed] = ()
+    """The same rows with their worse answers, where two are compared."""
 
     @classmethod
-    def of(cls, prepared: Prepared, dataset: Dataset, tokenizer: Any) -> EvalSet:
+    def of(cls, prepared: Prepared, dataset: Dataset, tokenizer: Any, rejected: Sequence[Parsed] = ()) -> EvalSet:
         """The rows, with an encoder that knows what ends their answers before it has encoded any."""
         encoder = Encoder.of(dataset, tokenizer, prepared.chat_template)
         encoder.stop_ids.update(prepared.stop_ids)
-        return cls(prepared, encoder)
+        return cls(prepared, encoder, rejected)
 
 
 def evaluation_rows(recipe: Recipe, tokenizer: Any, say: Callable[[str], None]) -> dict[str, EvalSet]:
@@ -79,13 +83,32 @@ def evaluation_rows(recipe: Recipe, tokenizer: Any, say: Callable[[str], None]) 
     dataset, most = recipe.dataset, recipe.eval.max_rows
     if dataset.eval is None:
         raise DataError("dataset.eval: nothing to evaluate on", "name a file, `eval: {split: 0.05}`, or `--data FILE`")
+    ready = partial(prepare, dataset=dataset, tokenizer=tokenizer, root=HERE, keep_parsed=True)
+    if recipe.eval.needs("pairs"):
+        if isinstance(dataset.eval, Split):
+            hint = "name a file of them, or `--data FILE`"
+            raise DataError("dataset.eval: rows to train on have one answer each, and two are compared", hint)
+        return {name: compared(spec, recipe, tokenizer, ready, say) for name, spec in dataset.eval_sets.items()}
     if isinstance(dataset.eval, Split):
-        train = prepare(dataset.train, dataset, tokenizer, HERE, say, keep_parsed=True)
+        train = ready(dataset.train, say=say)
         sets = {ONLY: hold_out(train, dataset.eval.split, recipe.seed)[1]}
     else:
         specs = dataset.eval_sets.items()
-        sets = {name: prepare(spec, dataset, tokenizer, HERE, say, keep_parsed=True) for name, spec in specs}
+        sets = {name: ready(spec, say=say) for name, spec in specs}
     return {name: EvalSet.of(first(rows, most), dataset, tokenizer) for name, rows in sets.items()}
+
+
+def compared(
+    spec: Sources, recipe: Recipe, tokenizer: Any, ready: Callable[..., Prepared], say: Callable[[str], None]
+) -> EvalSet:
+    """Rows of preferences, with their better and their worse answers. Raises DataError where one of two is left out."""
+    most = recipe.eval.max_rows
+    better, worse = first(ready(spec, say=say, accept=chosen), most), first(ready(spec, accept=rejected), most)
+    places = {row.place for row in better.parsed} ^ {row.place for row in worse.parsed}
+    if places:
+        text = f"{min(places)}: of its two answers one is left out, so they cannot be compared"
+        raise DataError(text, "raise `dataset.max_length`, or set `on_long: truncate`")
+    return EvalSet.of(better, recipe.dataset, tokenizer, worse.parsed)
 
 
 def first(prepared: Prepared, rows: int | None) -> Prepared:

@@ -177,3 +177,44 @@ def test_answers_end_where_training_ended_them_whatever_is_measured(made: Callab
 
     [one] = evaluation_rows(recipes.coerce(made()), tiny_chat.tokenizer(), lambda line: None).values()
     assert one.encoder.stop_ids == {tiny_chat.WORDS.index("<eos>")}
+
+
+@pytest.mark.parametrize("form", ["messages", "conversations"])
+def test_preferences_are_compared_as_a_slow_computation_does(
+    run: Path, models: dict[str, Any], held_out: list[Any], tmp_path: Path, form: str
+):
+    rows, pairs = [], []
+    for number, (user, assistant) in enumerate(held_out):
+        worse = next(label for label in tiny_chat.LABELS if label != assistant["content"])
+        better, worse = (assistant["content"], worse) if number % 3 else (worse, assistant["content"])
+        pairs.append((user["content"], better, worse))
+        said = [{"role": "assistant", "content": text} for text in (better, worse)]
+        before = [user] if form == "conversations" else []
+        row = {key: [*before, one] for key, one in zip(("chosen", "rejected"), said, strict=True)}
+        rows.append(row if before else {"prompt": [user], **row})
+    data = tiny_chat.write_rows(tmp_path / "pairs.jsonl", rows)
+    metrics = "eval.metrics=[preference_accuracy,preference_margin,loss]"
+    record = evaluate(str(run), overrides=[f"dataset.eval={data}", metrics, "eval.labels=[]"])
+    for name, model in models.items():
+        leads = [log_probability(model, q, a)[0] - log_probability(model, q, b)[0] for q, a, b in pairs]
+        figures = record["figures"][name]
+        assert figures["preference_accuracy"] == sum(lead > 0 for lead in leads) / len(leads)
+        assert figures["preference_margin"] == pytest.approx(sum(leads) / len(leads), abs=1e-4)
+        scored = [log_probability(model, q, a) for q, a, _ in pairs]
+        loss = -sum(score for score, _ in scored) / sum(count for _, count in scored)
+        assert figures["loss"] == pytest.approx(loss, rel=1e-5), "of the better answers"
+    low, high = record["intervals"]["base"]["preference_accuracy"]
+    assert low < record["figures"]["base"]["preference_accuracy"] < high
+
+
+def test_what_cannot_be_compared_is_told(run: Path, tmp_path: Path):
+    changes = ["eval.metrics=[preference_accuracy]", "eval.labels=[]"]
+    with pytest.raises(peftctl.PeftctlError, match="two answers are compared, and the row has one; `preference` rows"):
+        evaluate(str(run), overrides=changes)
+    with pytest.raises(peftctl.PeftctlError, match="rows to train on have one answer each"):
+        evaluate(str(run), overrides=[*changes, "dataset.eval={split: 0.5}"])
+    long = {"prompt": "a" * 30, "chosen": "b", "rejected": "c" * 40}
+    data = tiny_chat.write_rows(tmp_path / "pairs.jsonl", [long, {"prompt": "a", "chosen": "b", "rejected": "c"}])
+    more = [f"dataset.eval={data}", "dataset.max_length=50", "dataset.on_long=drop", "dataset.max_skipped=0.6"]
+    with pytest.raises(peftctl.PeftctlError, match=r"pairs.jsonl:1: of its two answers one is left out"):
+        evaluate(str(run), overrides=[*changes, *more])
