@@ -22,7 +22,7 @@ from peftctl.recipe import Recipe
 from peftctl.verbs.data_checks import checked, refusals, token, worst
 from peftctl.verbs.events import Listen, silent, speaker
 from peftctl.verbs.rows import HERE
-from peftctl.verbs.sets import TRAIN, Looked, eval_names, name_of, read_sets, refused
+from peftctl.verbs.sets import TRAIN, Looked, name_of, read_sets, refused
 from peftctl.verbs.signalled import EVERY, SLOW
 
 
@@ -56,7 +56,7 @@ def data(
         if total > SLOW and done % EVERY == 0:
             listen({"event": "progress", "what": what, "done": done, "total": total})
 
-    sets = read_sets(recipe, eval_names(recipe) if name == TRAIN else [name], tokenizer, say, progress)
+    sets = read_sets(recipe, name, tokenizer, say, progress)
     looked = sets.get(name) or sets[TRAIN]
     for key, each in sets.items():
         stops = each.prepared.stop_ids if each.prepared else ()

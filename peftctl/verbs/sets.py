@@ -89,21 +89,30 @@ def eval_names(recipe: Recipe) -> list[str]:
     return [EVAL] if isinstance(dataset.eval, Split) else [name or EVAL for name in dataset.eval_sets]
 
 
-def read_sets(
-    recipe: Recipe, names: Sequence[str], tokenizer: Any, say: Say, progress: Meter = silent
-) -> dict[str, Looked]:
-    """The sets `names`, the training rows first. Raises DataError for one that cannot be read at all."""
+def read_sets(recipe: Recipe, wanted: str, tokenizer: Any, say: Say, progress: Meter = silent) -> dict[str, Looked]:
+    """The set `wanted` and those it is compared with: the training rows, and for these all others.
+
+    Raises DataError when `wanted` cannot be read at all; of the others that is a problem among theirs.
+    """
     dataset, most = recipe.dataset, recipe.eval.max_rows
-    found = {TRAIN: look(dataset.train, dataset, tokenizer, say, progress)}
-    if isinstance(dataset.eval, Split):
-        if (whole := found[TRAIN].prepared) is not None:
-            found[TRAIN].prepared, held_out = hold_out(whole, dataset.eval.split, recipe.seed)
-            found[EVAL] = Looked(spec=dataset.train, prepared=first(held_out, most))
-        return {name: found[name] for name in found if name in (TRAIN, *names)}
+
+    def looked_at(name: str, spec: Sources) -> Looked:
+        try:
+            return look(spec, dataset, tokenizer, say, progress)
+        except DataError as error:
+            if name == wanted or isinstance(dataset.eval, Split):
+                raise
+            return Looked(spec=spec, prepared=None, problems=error.problems)
+
+    found = {TRAIN: looked_at(TRAIN, dataset.train)}
+    whole = found[TRAIN].prepared
+    if isinstance(dataset.eval, Split) and whole is not None:
+        found[TRAIN].prepared, held_out = hold_out(whole, dataset.eval.split, recipe.seed)
+        found[EVAL] = Looked(spec=dataset.train, prepared=first(held_out, most))
     for key, spec in dataset.eval_sets.items():
-        if (name := key or EVAL) in names:
-            looked = found[name] = look(spec, dataset, tokenizer, say, progress)
-            looked.prepared = looked.prepared and first(looked.prepared, most)
+        if wanted in (TRAIN, name := key or EVAL):
+            found[name] = looked_at(name, spec)
+            found[name].prepared = (rows := found[name].prepared) and first(rows, most)
     return found
 
 

@@ -189,6 +189,13 @@ def test_data_that_is_not_there_is_an_error(write: Callable[..., str], cli: Call
     session = cli("data", write([chat("a")]), "dataset.train=nowhere.jsonl")
     assert (session.code, session.out) == (1, "")
     assert session.err.startswith("error: nowhere.jsonl: no such file")
+    # another set that is not there does not keep from looking at this one
+    session = cli("data", "recipe.yaml", "dataset.eval=nowhere.jsonl")
+    assert session.code == 1
+    assert "train.jsonl:1" in session.out
+    assert "training refuses every row of `eval`\n" in session.out
+    assert "nowhere.jsonl: no such file" in session.out
+    assert cli("data", "recipe.yaml", "dataset.eval=nowhere.jsonl", "--set", "eval").out == ""
 
 
 def test_the_page(write: Callable[..., str], cli: Callable[..., SimpleNamespace]) -> None:
