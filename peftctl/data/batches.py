@@ -14,8 +14,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from peftctl.data.encode import IGNORED, Encoded
+from peftctl.data.encode import Encoded
 from peftctl.data.packing import best_fit, collate_packed
+from peftctl.engine.sample import IGNORED
 
 Packing = Literal["lines", "flat"]
 """How packed rows lie: in lines as long as the longest row of the step, or all of a micro-batch in one line."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from peftctl.data.batches import collate
-from peftctl.data.encode import IGNORED, Encoded
+from peftctl.data.encode import Encoded
 from peftctl.data.inspection import SHOWN, Census
+from peftctl.engine.sample import IGNORED
 
 State = Literal["ok", "warning", "failed"]
 Places = Callable[[Census, Sequence[int]], list[str]]

@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any
 
 from peftctl.data.dataset import Dataset, TrainOn
-from peftctl.data.fitting import IGNORED as IGNORED
 from peftctl.data.fitting import Encoded as Encoded
 from peftctl.data.fitting import OnLong, Span, fit
 from peftctl.data.formats import Chat, Message, Pair, Parsed, Text

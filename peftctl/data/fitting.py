@@ -7,10 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from peftctl.engine.sample import IGNORED
 from peftctl.errors import DataError
-
-IGNORED = -100
-"""The label of a token that is not trained, as in torch's cross entropy."""
 
 NOTHING_LEFT = "nothing to train is left"
 """What is wrong with a row that was cut before anything trained, as its error says it."""

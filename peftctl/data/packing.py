@@ -14,7 +14,8 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from peftctl.data.encode import IGNORED, Encoded
+from peftctl.data.encode import Encoded
+from peftctl.engine.sample import IGNORED
 
 
 def best_fit(rows: Iterable[int], lengths: Sequence[int] | Mapping[int, int], capacity: int) -> list[list[int]]:

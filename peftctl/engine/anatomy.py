@@ -56,6 +56,11 @@ def modules(model: nn.Module, prefix: str = "") -> Iterator[Site]:
             yield from modules(child, f"{prefix}.{name}" if prefix else name)
 
 
+def has_decoder(model: nn.Module) -> bool:
+    """Whether `model` is an encoder with a decoder behind it."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
 def ends_with(name: str, entry: str) -> bool:
     """Whether `entry` is `name` or its last dotted parts."""
     return name == entry or name.endswith("." + entry)

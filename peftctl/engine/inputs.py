@@ -12,14 +12,11 @@ from torch import Tensor, nn
 
 from peftctl.engine.attach import bare
 from peftctl.engine.hosts import device, features
-from peftctl.engine.sample import Sample
+from peftctl.engine.sample import IGNORED, Sample
 from peftctl.errors import AdapterError
 
 PASS = 2 << 30
 """Bytes of sums that are gathered in one pass over the sample; a larger model takes several."""
-
-IGNORE = -100
-"""The label of a token that is not trained."""
 
 
 def second_moments(model: nn.Module, sites: Mapping[str, nn.Module], sample: Sample) -> Iterator[tuple[str, Tensor]]:
@@ -66,7 +63,7 @@ def gathered(model: nn.Module, sites: Mapping[str, nn.Module], sample: Sample) -
     try:
         with bare(model), evaluating(model):
             for batch in sample.batches():
-                wanted = ((batch["labels"] != IGNORE) & batch["attention_mask"].bool()).flatten()
+                wanted = ((batch["labels"] != IGNORED) & batch["attention_mask"].bool()).flatten()
                 sample.loss(model, batch)
     finally:
         for hook in hooks:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peftctl.config.block import Count
 from peftctl.engine.adapter import Adapter
-from peftctl.engine.anatomy import Site, modules
+from peftctl.engine.anatomy import Site, has_decoder, modules
 from peftctl.engine.method import Method, to_save
 from peftctl.engine.peft_config import Reader
 from peftctl.engine.trained import Trained
@@ -120,11 +120,6 @@ def config_of(model: nn.Module) -> Any:
     """The configuration of what reads text in `model`."""
     config: Any = model.config
     return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
-def has_decoder(model: nn.Module) -> bool:
-    """Whether it stands behind an encoder."""
-    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def embedding(model: nn.Module) -> nn.Embedding:

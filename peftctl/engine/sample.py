@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+IGNORED = -100
+"""The label of a token that is not trained, as in torch's cross entropy."""
+
 
 class Sample(NamedTuple):
     """The tokenizer, and a few micro-batches of the rows that will be trained on, always the same ones."""

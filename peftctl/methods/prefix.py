@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from peftctl.config.block import Count
 from peftctl.engine.adapter import Adapter
-from peftctl.engine.anatomy import Site, modules
+from peftctl.engine.anatomy import Site, has_decoder, modules
 from peftctl.engine.method import register
 from peftctl.engine.peft_config import Reader
-from peftctl.engine.prompt_method import VirtualTokens, config_of, embedding, has_decoder
+from peftctl.engine.prompt_method import VirtualTokens, config_of, embedding
 from peftctl.engine.virtual_tokens import Virtual, counted, refuse_short, refuse_unusual, tokens, widened
 from peftctl.errors import AdapterError
 

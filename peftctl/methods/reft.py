@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from peftctl.config.block import Count, Natural, Probability
 from peftctl.engine.adapter import Adapter, Linear
-from peftctl.engine.anatomy import Site, find, in_layers, modules
+from peftctl.engine.anatomy import Site, find, has_decoder, in_layers, modules
 from peftctl.engine.method import Targeted, register
 from peftctl.engine.peft_config import Reader
 from peftctl.engine.sublayers import blocks, changed, exactly, width
@@ -252,7 +252,7 @@ class ReFT(Targeted):
 
 def around(model: nn.Module) -> Site:
     """What is given the prompt with its padding: the model, or its encoder where it has a decoder too."""
-    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    if not has_decoder(model):
         return Site("", model)
     encoder = model.get_encoder()  # type: ignore[operator]
     return next(site for site in modules(model) if site.module is encoder)

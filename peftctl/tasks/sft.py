@@ -16,19 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftctl.engine.attach import takes
-
-IGNORE = -100
-"""The label of a position that is not trained."""
+from peftctl.engine.sample import IGNORED
 
 
 def trained_tokens(labels: Tensor) -> int:
     """How many positions of `labels` [rows, length] have a loss; the first has none, nothing predicts it."""
-    return int((labels[:, 1:] != IGNORE).sum())
+    return int((labels[:, 1:] != IGNORED).sum())
 
 
 def prompt_mask(labels: Tensor) -> Tensor:
     """Which positions [rows, length] come before the first that is trained; padding counts as what it stands beside."""
-    answer = F.pad(labels[:, 1:] != IGNORE, (1, 0))
+    answer = F.pad(labels[:, 1:] != IGNORED, (1, 0))
     return answer.cumsum(dim=1) == 0
 
 
@@ -38,7 +36,7 @@ def answer_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor
     The output head runs only on columns where some row is trained, where the model's forward can leave out others.
     """
     labels = batch["labels"][:, 1:]
-    wanted = labels != IGNORE
+    wanted = labels != IGNORED
     columns = wanted.any(dim=0).nonzero().flatten()
     if len(columns) == 0:  # a rank without rows still takes part in the forward
         columns = labels.new_zeros(1)

@@ -19,7 +19,7 @@ from transformers import (
 
 import peftctl
 from peftctl.engine.attach import adapters_of, trained
-from peftctl.engine.sample import Sample
+from peftctl.engine.sample import IGNORED, Sample
 from peftctl.engine.virtual_tokens import Virtual, woven
 from peftctl.errors import AdapterError
 from peftctl.tasks import sft
@@ -182,8 +182,8 @@ def test_columns_of_logits_are_those_of_the_ids_given(method):
 def test_the_loss_of_training_ignores_virtual_tokens_and_padding(method):
     model, batch = adapted(method, "llama"), padded(IDS, 3)
     labels = batch["input_ids"].clone()
-    labels[batch["attention_mask"] == 0] = sft.IGNORE
-    labels[:, :6] = sft.IGNORE
+    labels[batch["attention_mask"] == 0] = IGNORED
+    labels[:, :6] = IGNORED
     with torch.no_grad():
         whole = model(**batch).logits[:, :-1].flatten(0, 1)
         by_hand = torch.nn.functional.cross_entropy(whole, labels[:, 1:].flatten(), reduction="sum")
