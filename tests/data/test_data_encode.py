@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -334,7 +335,7 @@ def test_plain_text_is_trained_but_for_its_first_token(tokenizer_of: Of) -> None
 def test_the_end_token_comes_once(tokenizer_of: Of) -> None:
     from tokenizers import processors
 
-    tokenizer = tokenizer_of("chatml")
+    tokenizer = deepcopy(tokenizer_of("chatml"))  # which other tests share
     end = ("<|im_end|>", tokenizer.eos_token_id)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("$A <|im_end|>", special_tokens=[end])
     assert encode(tokenizer, Text("rows.jsonl:1", "a")).input_ids.count(tokenizer.eos_token_id) == 1
