@@ -82,7 +82,7 @@ def of_spelling(rows: Sequence[Parsed], spelled: int, encoder: Encoder) -> Check
     Without those spellings a row must have as many special tokens of every kind.
     """
     name, spelling = "special tokens in text", Spelled(encoder)
-    if not encoder.splits_special_tokens:
+    if spelled and not encoder.splits_special_tokens:
         text = f"{counted(spelled, 'row')} with special tokens spelled in the text, taken as what they spell"
         hint = "that is right for texts that were rendered before; else leave `split_special_tokens` out"
         return Check(name=name, state="warning", text=text, hint=hint, places=tuple(row.place for row in rows[:SHOWN]))

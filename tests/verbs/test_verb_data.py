@@ -141,6 +141,10 @@ def test_special_tokens_that_a_text_spells(write: Callable[..., str], monkeypatc
     rows = [chat("what is <eos>?"), chat("b"), chat("c", "it is <bos>!")]
     ok = checks(data(write(rows)))["special tokens in text"]
     assert (ok["state"], ok["places"]) == ("ok", ("train.jsonl:1", "train.jsonl:3"))
+    kept = checks(data(write(rows, split_special_tokens=False)))["special tokens in text"]
+    assert (kept["state"], kept["places"]) == ("warning", ("train.jsonl:1", "train.jsonl:3"))
+    assert "special tokens in text" not in checks(data(write(rows[1:2], split_special_tokens=False)), "warning")
+    write(rows)
     monkeypatch.setattr(Spelling, "in_rendering", lambda *arguments: [])  # an encoder that takes them as special
     failed = checks(data("recipe.yaml", rows=0), "failed")["special tokens in text"]
     assert failed["places"] == ("train.jsonl:1", "train.jsonl:3")
