@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import cycle, islice
 from multiprocessing.connection import Connection
 from typing import Any
@@ -99,14 +100,12 @@ def work(pipe: Connection, encoder: Encoder, others: list[Connection]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for other in others:
         other.close()  # else it would not end when the first process does
-    while True:
-        try:
+    with suppress(EOFError, ConnectionError):  # nobody wants any more
+        while True:
             chunk = pipe.recv()
-        except EOFError:
-            return
-        before = encoder.spelled
-        made = [outcome(item, encoder) for item in chunk]
-        pipe.send((made, encoder.stop_ids, encoder.spelled - before))
+            before = encoder.spelled
+            made = [outcome(item, encoder) for item in chunk]
+            pipe.send((made, encoder.stop_ids, encoder.spelled - before))
 
 
 def workers() -> int:

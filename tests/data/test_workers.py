@@ -69,7 +69,7 @@ def test_few_rows_are_not_worth_it(monkeypatch: pytest.MonkeyPatch, encoder_of: 
 
 
 def test_no_more_rows_are_read_than_are_worked_on(
-    monkeypatch: pytest.MonkeyPatch, encoder_of: Callable[[], Encoder]
+    monkeypatch: pytest.MonkeyPatch, encoder_of: Callable[[], Encoder], capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PEFTCTL_WORKERS", "2")
     read: list[Item] = []
@@ -78,6 +78,7 @@ def test_no_more_rows_are_read_than_are_worked_on(
     assert len(read) <= 9 + 3 * 3
     found.close()  # type: ignore[attr-defined]
     assert multiprocessing.active_children() == []
+    assert capfd.readouterr().err == "", "who is not needed any more goes in silence"
 
 
 def test_a_killed_process_is_an_error(monkeypatch: pytest.MonkeyPatch, encoder_of: Callable[[], Encoder]) -> None:
