@@ -112,5 +112,8 @@ def compared(
 
 
 def first(prepared: Prepared, rows: int | None) -> Prepared:
-    """The first so many rows; all of them for None."""
-    return replace(prepared, rows=prepared.rows[:rows], parsed=prepared.parsed[:rows]) if rows else prepared
+    """The first so many rows, with all their pieces; all of them for None."""
+    starts = prepared.rows.firsts
+    if rows is None or rows >= len(starts):
+        return prepared
+    return replace(prepared, rows=prepared.rows[: int(starts[rows])], parsed=prepared.parsed[:rows])
