@@ -43,7 +43,11 @@ def init(
         raise CommandLineError(f"{options} missing", "on a terminal, what is left out is asked for")
     for name in missing:
         default = "chat" if name == "task" else None
-        answers[name] = typer.prompt(QUESTIONS[name], default=default, err=True)
+        try:
+            answers[name] = typer.prompt(QUESTIONS[name], default=default, err=True)
+        except typer.Abort:  # Ctrl-C, or Ctrl-D
+            typer.echo(err=True)  # ends the line of the question
+            raise KeyboardInterrupt from None
 
     from peftctl.cli.live import listening
     from peftctl.verbs.init import init as verb

@@ -114,7 +114,7 @@ class Plain(Teller):
             self.what, self.quarter = what, -1
         if quarter > self.quarter:
             self.quarter = quarter
-            self.tell(Text(f"{one_line(what)}: {25 * quarter} % ({done:,} of {total:,})"))
+            self.tell(Text(f"{one_line(what)}: {100 * done // total} % ({done:,} of {total:,})"))
 
     def close(self) -> None:
         if self.pace.last is not self.told and self.pace.last:

@@ -109,7 +109,7 @@ def census(
 ) -> Census:
     """One pass over `rows`; `stop_ids` are the tokens that end what is trained."""
     found, kinds = Census(), kinds_of(tokenizer, stop_ids)
-    by_turn, before = train_on in ("assistant", "last"), -1
+    by_turn = train_on in ("assistant", "last")
     for number, row in enumerate(rows):
         if number % 1000 == 999:
             progress(number + 1, len(rows))
@@ -118,9 +118,9 @@ def census(
         found.lengths.append(len(row))
         found.trained.append(row.trained)
         found.digests.append(int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little"))
-        # the pieces of a row follow one another
-        found.origins.append(found.origins[-1] + (row.piece <= before) if number else 0)
-        before = row.piece
+        # the pieces of a row follow one another; where those before its first are lost, that first one counts them
+        begins = row.piece == 0 or row.cut > 0
+        found.origins.append(found.origins[-1] + begins if number else 0)
         _note_ends(found, number, row, kind, by_turn)
         if kind.any():
             unknown, bytes_ = np.count_nonzero(kind & UNKNOWN), np.count_nonzero(kind & BYTE)

@@ -66,7 +66,7 @@ def init(
     """
     name, chosen = advice.check(task, preset)
     if target.exists():
-        raise RecipeError(f"{target}: exists already", "choose another place with `--to`")
+        raise RecipeError(f"{target}: exists already", "name another file, or remove it first")
     rows = counted(data, listen)
     known = Known(
         task=name, rows=rows, parameters=parameters(model), query_and_value=query_and_value(model), preset=chosen

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cli.terminal import Terminal
 
 from peftctl.errors import DataError, Interrupted, NonFiniteError, Problem, RecipeError
 
@@ -51,6 +52,12 @@ def test_with_json_the_problems_are_on_both_streams(peftctl, verbs):
 def test_exit_codes(peftctl, verbs, error, code):
     verbs.train.result = error
     assert peftctl("train", "my.yaml").code == code
+
+
+def test_no_answer_to_a_question_is_an_interruption(peftctl, monkeypatch):
+    monkeypatch.setattr("sys.stdin", Terminal(""))  # at its end, as after Ctrl-D; Ctrl-C is told likewise
+    session = peftctl("init", "my.yaml", "--model", "m", "--data", "d.jsonl")
+    assert (session.code, session.err.splitlines()[-1]) == (130, "error: interrupted")
 
 
 def test_an_interruption_leaves_one_line(peftctl, verbs):

@@ -163,6 +163,19 @@ def test_a_bar_fits_the_terminal(width, what, done, total):
     assert "\n" not in line.plain
 
 
+def test_a_plain_line_tells_the_share_that_is_done():
+    stream = io.StringIO()
+    teller = Plain(screen(stream), Clock())
+    for done in (8, 16, 24, 40):
+        teller.hear({"event": "progress", "what": "rows", "done": done, "total": 40})
+    assert [line.split(":")[1].split("(")[0] for line in stream.getvalue().splitlines()] == [
+        " 20 % ",
+        " 40 % ",
+        " 60 % ",
+        " 100 % ",
+    ]
+
+
 def test_a_terminal_without_unicode():
     class Ascii(Terminal):
         encoding = "ascii"

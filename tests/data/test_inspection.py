@@ -80,6 +80,13 @@ def test_pieces_of_a_row_go_on_in_the_next(tokenizer_of: Of, stop: int) -> None:
     assert not found.empty
 
 
+def test_a_row_may_begin_with_a_later_piece(tokenizer_of: Of, stop: int) -> None:
+    whole = [row([9] * 8, (2, 8), piece=0, pieces=3), row([9, stop], (1, 2), piece=1, pieces=3)]
+    late = row([9, stop], (1, 2), piece=2, pieces=3, cut=16)  # the two before it have nothing to train
+    found = census([*whole, late, late], tokenizer_of("chatml"), [stop])
+    assert list(found.origins) == [0, 0, 1, 2]
+
+
 def test_rows_that_train_nothing_and_empty_answers(tokenizer_of: Of, stop: int) -> None:
     found = checked([row([9, 9, stop]), row([9, 9, stop], (2, 3))], tokenizer_of("chatml"), stop)
     assert (found["trained rows"].state, found["trained rows"].places) == ("failed", ("rows:1",))
