@@ -12,6 +12,7 @@
     ├── OutOfMemory           it does not fit the memory of the device; exit 4
     ├── GateFailed            a figure on the wrong side of a gate of the recipe; exit 3
     └── Interrupted           stopped by a signal, saved and resumable; exit 75
+        └── NothingSaved      stopped by a signal with nothing to go on from; exit 130
 
 A message reads `place: what`, lower case, literals in backticks; the hint says what to do about it.
 """
@@ -106,3 +107,9 @@ class Interrupted(PeftctlError):
     """Stopped by a signal, everything saved; `--resume` goes on."""
 
     exit_code = 75
+
+
+class NothingSaved(Interrupted):
+    """Stopped by a signal before there was anything to save; the same command starts again."""
+
+    exit_code = 130

@@ -55,6 +55,10 @@ def of_template(rows: Sequence[Parsed], encoder: Encoder, own: str | None) -> Ch
     """Whether conversations are rendered as the tokenizer's own template `own` does it."""
     name = "chat template"
     chats = [encoder.with_system(row) for row in rows if isinstance(row, Chat)]
+    if not chats and own is not None and any(isinstance(row, Pair) for row in rows):
+        text = "the tokenizer has one, and pairs of texts are trained without it"
+        hint = "where the model is to be asked in chats, give `prompt` and `completion` as lists of messages"
+        return Check(name=name, state="warning", text=text, hint=hint)
     if encoder.template is None or not chats:
         return Check(name=name, state="ok", text="no conversations, so none is used")
     if own is None:

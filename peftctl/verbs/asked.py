@@ -52,12 +52,17 @@ class Asked:
                 recipe.eval,
                 metrics=list(self.metrics or recipe.eval.metrics),
                 labels=list(self.labels or recipe.eval.labels),
+                gates={key: gate for key, gate in recipe.eval.gates.items() if self.judges(key)},
                 max_rows=self.max_rows or recipe.eval.max_rows,
             )
         except ValueError as error:
             text, _, hint = str(error).partition("; hint: ")
             raise RecipeError(text, f"{hint}, or `--labels`" if "labels" in hint else hint or None) from None
         return replace(recipe, eval=evaluation)
+
+    def judges(self, key: str) -> bool:
+        """Whether the recipe's gate `key` is judged: where metrics are named, only gates of those are."""
+        return not self.metrics or split_key(key)[1] in self.metrics
 
 
 def named(words: Iterable[str]) -> Sources | dict[str, Sources]:

@@ -88,6 +88,10 @@ def evaluate(
     if recipe.eval.gates and found.adapter is None:
         say("gates are for an adapter: there is none yet, so none is judged")
     verdicts = judged(sheets, gates, ADAPTER)
+    for one in verdicts:
+        if one.status == "passed, not certain":
+            text = f"gate `{one.name}` is missed, within noise: {one.words}"
+            listen({"event": "warning", "text": text, "hint": "more evaluation rows would tell"})
 
     confusions = confusions_of(recipe, seen)
     samples = samples_of(recipe, sets, seen)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from peftctl.errors import Interrupted, RunError
+from peftctl.errors import NothingSaved, RunError
 from peftctl.exports.card import card
 from peftctl.exports.dequantise import Quantised
 from peftctl.exports.export import Export
@@ -85,10 +85,10 @@ def tell(report: dict[str, Any], listen: Listen) -> None:
 
 
 def polling(stop: Stop) -> Callable[[], None]:
-    """Raises Interrupted after a signal; nothing is left of the merge."""
+    """Raises NothingSaved after a signal; nothing is left of the merge."""
 
     def poll() -> None:
         if stop.requested:
-            raise Interrupted(f"stopped by {stop.requested}; nothing was written", "run the same command again")
+            raise NothingSaved(f"stopped by {stop.requested}; nothing was written", "run the same command again")
 
     return poll

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from peftctl.data.survey import Meter
-from peftctl.errors import Interrupted
+from peftctl.errors import NothingSaved
 from peftctl.training.signals import Stop
 from peftctl.verbs.events import Listen
 
@@ -14,9 +14,9 @@ SLOW = 10_000
 
 
 def polled(stop: Stop) -> None:
-    """Raise Interrupted when a signal came before training began."""
+    """Raise NothingSaved when a signal came before training began."""
     if stop.requested:
-        raise Interrupted(f"stopped by {stop.requested} before the first step", "start again with the same command")
+        raise NothingSaved(f"stopped by {stop.requested} before the first step", "start again with the same command")
 
 
 def meter(stop: Stop, listen: Listen) -> Meter:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from peftctl.engine.tensor_file import WEIGHTS
-from peftctl.errors import GateFailed, Interrupted, NotMergeable, PeftctlError, RunError
+from peftctl.errors import GateFailed, Interrupted, NothingSaved, NotMergeable, PeftctlError, RunError
 from peftctl.recipe import Recipe
 from peftctl.training.signals import Stop
 from peftctl.verbs.evaluate import evaluate
@@ -132,17 +132,17 @@ class Stages:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[str], None]]:
-        """One stage; yields what takes its outcome. Raises Interrupted after a signal."""
+        """One stage; yields what takes its outcome. Raises NothingSaved after a signal."""
         started = time.perf_counter()
         outcome = ["done"]
         try:
             yield outcome.append
             if self.stop.requested:
-                raise Interrupted(f"stopped by {self.stop.requested}")  # a stage that does not look itself
+                raise NothingSaved(f"stopped by {self.stop.requested}")  # a stage that does not look itself
         except Interrupted:
             outcome.append("stopped")
             hint = "nothing is left to go on from: start again"
-            raise Interrupted(f"stopped by a signal in the stage `{name}`", hint) from None
+            raise NothingSaved(f"stopped by a signal in the stage `{name}`", hint) from None
         except PeftctlError:
             outcome.append("failed")
             raise

@@ -28,13 +28,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refused(model: torch.nn.Module, folder: Path, within: float = 2.0) -> list[str]:
-    """The problems with which `folder` is refused, in less than `within` seconds."""
+    """The problems with which `folder` is refused, in less than `within` seconds of work."""
     with refusal(model) as problems:
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             peftctl.load(model, folder)
         finally:
-            seconds = time.perf_counter() - started
+            seconds = time.process_time() - started
     assert seconds < within
     return problems
 
@@ -113,7 +113,7 @@ CATASTROPHES = {
 @pytest.mark.parametrize("name", CATASTROPHES)
 def test_a_pattern_that_would_run_for_ever_is_not_run(name, key, folder, model):
     configure(folder, **{key: {CATASTROPHES[name]: 4}})
-    assert f"{CONFIG}: {key}: the pattern" in refused(model, folder, within=0.1)[0]
+    assert f"{CONFIG}: {key}: the pattern" in refused(model, folder, within=1)[0]
 
 
 def test_the_longest_names_and_patterns_allowed_together_stay_quick(folder, model):
@@ -127,9 +127,9 @@ def test_the_longest_names_and_patterns_allowed_together_stay_quick(folder, mode
 def test_where_it_sits_is_never_read_from_a_pattern(key, folder):
     expected = logits(peftctl.load(build("llama"), folder))
     configure(folder, **{key: "(.*)*(.*)*(.*)*x"})
-    started = time.perf_counter()
+    started = time.process_time()
     assert torch.equal(logits(peftctl.load(build("llama"), folder)), expected)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_a_rank_without_numbers_allocates_nothing(folder, model):

@@ -188,7 +188,7 @@ def test_a_signal_on_the_way(adapter: Path, out: Path) -> None:
     with pytest.raises(Interrupted) as error:
         merge(str(adapter), out, listen=listen)
     assert sent
-    assert error.value.exit_code == 75
+    assert error.value.exit_code == 130
     assert_nothing(out)
     merge(str(adapter), out)
     assert (out / "model.safetensors").is_file()

@@ -109,5 +109,5 @@ def test_a_signal_ends_it_without_a_trace(tmp_path: Path, nowhere: Path):
         time.sleep(0.05)
     started.terminate()
     _, told = started.communicate(timeout=60)
-    assert (started.returncode, "in the stage `train`" in told) == (75, True), told
+    assert (started.returncode, "in the stage `train`" in told) == (130, True), told
     assert not list(nowhere.glob("peftctl-smoke*"))

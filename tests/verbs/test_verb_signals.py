@@ -100,7 +100,7 @@ def test_a_signal_before_the_first_step_leaves_nothing(made: Callable[..., Any],
 
     with pytest.raises(peftctl.PeftctlError, match="stopped by SIGINT before the first step") as caught:
         peftctl.train(made(), output=tmp_path / "run", listen=kill)
-    assert caught.value.exit_code == 75
+    assert caught.value.exit_code == 130
     assert "plan" not in said
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGINT) is before
@@ -152,5 +152,5 @@ def test_a_stopped_merge_leaves_nothing(finished: Path, tmp_path: Path):
 
     with pytest.raises(peftctl.PeftctlError, match="stopped by SIGTERM") as caught:
         merge(str(finished), tmp_path / "merged", listen=kill)
-    assert caught.value.exit_code == 75
+    assert caught.value.exit_code == 130
     assert list(tmp_path.iterdir()) == []

@@ -122,8 +122,8 @@ def _message(message: dict[str, Any], place: str, problems: Problems) -> Message
         read["content"] = text_of(message["content"], f"{place}.content", problems)
     elif not read.get("tool_calls"):
         problems.append(_missing("content", message, place))
-    elif "content" in message:
-        read["content"] = None
+    else:
+        read["content"] = None if "content" in message else ""  # templates read it in every message
     if message.get("function_call"):
         hint = '`tool_calls: [{"type": "function", "function": {"name": ..., "arguments": ...}}]` is read'
         problems.append(Problem(f"{place}: `function_call` is an old form", hint))

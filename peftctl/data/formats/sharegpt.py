@@ -81,7 +81,7 @@ def _message(turn: object, place: str, problems: Problems) -> Message:
         )
         problems.append(Problem(f"{place}.{who}: unknown speaker `{speaker[:40]}`", hint))
     elif speaker.casefold() in _CALLING:
-        return {"role": "assistant", "tool_calls": _calls(value, f"{place}.{what}", problems)}
+        return {"role": "assistant", "content": "", "tool_calls": _calls(value, f"{place}.{what}", problems)}
     return {"role": SPEAKERS.get(speaker.casefold()), "content": text_of(value, f"{place}.{what}", problems)}
 
 
