@@ -209,3 +209,24 @@ def test_gates_that_the_recipe_refuses(block: Any, message: str, recipe_file: An
     assert result.code == 1
     assert message in result.err
     assert "eval.gates" in result.err
+
+
+def test_other_metrics_leave_the_gates_of_a_recipe_alone(gated: dict[str, Path], rows: Path, cli: CLI):
+    limits = gates(loss={"max": 0.001})
+    assert cli("eval", gated["one"], "--data", rows, "--metrics", "loss", limits).code == 3
+    other = cli("eval", gated["one"], "--data", rows, "--metrics", "token_accuracy", limits)
+    assert (other.code, json.loads((gated["one"] / "eval.json").read_text())["gates"]) == (0, [])
+
+
+def test_a_gate_that_is_missed_within_noise_warns(gated: dict[str, Path], rows: Path, cli: CLI):
+    measured = ["--data", rows, "--metrics", "token_accuracy", "--max-rows", "8"]
+    cli("eval", gated["worse"], *measured)
+    record = json.loads((gated["worse"] / "eval.json").read_text())
+    figure = record["figures"]["adapter"]["token_accuracy"]
+    high = record["intervals"]["adapter"]["token_accuracy"][1]
+    assert figure < high
+    missed = cli("eval", gated["worse"], *measured, gates(token_accuracy={"min": (figure + high) / 2}))
+    assert missed.code == 0
+    assert "warning: gate `token_accuracy min" in missed.err
+    assert "is missed, within noise" in missed.err
+    assert "hint: more evaluation rows would tell" in missed.err
