@@ -24,7 +24,7 @@ from peftctl.methods import METHODS
 from peftctl.models import base as models
 from peftctl.models import tiny
 from peftctl.models.gguf_header import read_header
-from peftctl.models.known import KNOWN
+from peftctl.models.known import known
 from peftctl.models.quiet import quiet, reason
 from peftctl.models.source import resolve
 from peftctl.recipe import Recipe
@@ -181,8 +181,8 @@ def architecture(recipe: Recipe) -> Any:
         cached = try_to_load_from_cache(found, "config.json", revision=recipe.model.revision)
         if isinstance(cached, str):
             found = Path(cached).parent
-        elif found in KNOWN:
-            return AutoConfig.for_model(**KNOWN[found])
+        elif found in known():
+            return AutoConfig.for_model(**known()[found])
         else:
             raise ModelError(
                 f"{place}: its architecture is not known here, and no network is asked",

@@ -9,7 +9,7 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer
 
 from peftctl.models import tiny
-from peftctl.models.known import KNOWN, parameters
+from peftctl.models.known import known, parameters
 
 PUBLISHED = {
     "meta-llama/Llama-2-7b-hf": 6_738_415_616,
@@ -85,18 +85,18 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_known_model_has_the_published_number_of_parameters(name: str):
-    assert parameters(KNOWN[name]) == PUBLISHED[name]
+    assert parameters(known()[name]) == PUBLISHED[name]
 
 
 def kinds() -> list[str]:
     """One model of every type, and those whose embeddings are projected."""
-    found = {(shape["model_type"], "opt-350m" in name): name for name, shape in reversed(KNOWN.items())}
+    found = {(shape["model_type"], "opt-350m" in name): name for name, shape in reversed(known().items())}
     return sorted(found.values())
 
 
 @pytest.mark.parametrize("name", kinds())
 def test_a_tiny_model_is_of_the_same_class(name: str, tmp_path: Path):
-    config = AutoConfig.for_model(**KNOWN[name])
+    config = AutoConfig.for_model(**known()[name])
     folder = tiny.write(config, tmp_path)
     small, words = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert (small.model_type, small.architectures) == (config.model_type, config.architectures)
@@ -111,7 +111,7 @@ def test_a_tiny_model_is_of_the_same_class(name: str, tmp_path: Path):
 
 def test_heads_keep_their_relation_and_kinds_of_layers_occur():
     def small(name: str) -> transformers.PreTrainedConfig:
-        return tiny.shrink(AutoConfig.for_model(**KNOWN[name]), 300)
+        return tiny.shrink(AutoConfig.for_model(**known()[name]), 300)
 
     def groups(name: str) -> tuple[int, int]:
         return small(name).num_attention_heads, small(name).num_key_value_heads
@@ -124,7 +124,7 @@ def test_heads_keep_their_relation_and_kinds_of_layers_occur():
 
 
 def test_equal_seeds_make_equal_models(tmp_path: Path):
-    config = AutoConfig.for_model(**KNOWN["gpt2"])
+    config = AutoConfig.for_model(**known()["gpt2"])
     one, two, other = (tiny.write(config, tmp_path / f"{n}", seed=seed) for n, seed in enumerate((1, 1, 2)))
     weights = [(folder / "model.safetensors").read_bytes() for folder in (one, two, other)]
     assert weights[0] == weights[1] != weights[2]
