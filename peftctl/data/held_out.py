@@ -46,7 +46,7 @@ def part(prepared: Prepared, starts: NDArray[Any], wanted: NDArray[Any], left_ou
         prepared,
         rows=rows,
         parts=[Part(int(size), one.weight) for size, one in zip(sizes, prepared.parts, strict=True)],
-        ledger=of_rows(rows.by_row()) + left_out,
+        ledger=of_rows(rows) + left_out,
         parsed=some(prepared.parsed, np.flatnonzero(wanted)),
     )
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from peftctl.data.dataset import Dataset
 from peftctl.data.fitting import Encoded
 from peftctl.data.mistakes import Mistakes, reason
+from peftctl.data.store import Stored
 from peftctl.errors import DataError, Problem
 
 REASONS = 5
@@ -100,12 +101,20 @@ class Tally:
         return Ledger(read=self.read, **self.numbers, reasons=dict(self.reasons))
 
 
-def of_rows(rows: Iterable[Sequence[Encoded]]) -> Ledger:
-    """The account of rows that were all kept, each as its pieces."""
-    tally = Tally()
-    for pieces in rows:
-        tally.keep(pieces)
-    return tally.ledger
+def of_rows(rows: Stored) -> Ledger:
+    """The account of rows that were all kept."""
+    pieces, split = rows.records, rows.records["pieces"] > 1
+    first = pieces["first"]
+    return Ledger(
+        read=int(first.sum()),
+        kept=int(first.sum()),
+        truncated=int(pieces["truncated"][first].sum()),
+        split=int(split[first].sum()),
+        pieces=int(split.sum()),
+        tokens=int(rows.lengths.sum()),
+        trained_tokens=int(pieces["trained"].sum()),
+        tokens_cut=int(pieces["cut"].sum()),
+    )
 
 
 def settle(ledger: Ledger, dataset: Dataset, mistakes: Mistakes) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from peftctl.data.checks import Check, counted
 from peftctl.data.encode import Encoded, Encoder
 from peftctl.data.formats import Chat, Pair, Parsed
 from peftctl.data.inspection import SHOWN
-from peftctl.data.template import literals_read, render, special_ids
+from peftctl.data.specials import Specials, mapped, texts
+from peftctl.data.template import render, special_ids
 from peftctl.data.visible import decoded
 from peftctl.errors import DataError
 
@@ -109,21 +110,18 @@ def of_spelling(rows: Sequence[Parsed], spelled: int, encoder: Encoder) -> Check
 
 
 class Spelled:
-    """Special tokens that the texts of rows spell; what a template reads in an answer, such as `</think>`, is its."""
+    """Special tokens that the texts of rows spell."""
 
     def __init__(self, encoder: Encoder) -> None:
-        tokens = encoder.tokenizer.convert_ids_to_tokens(sorted(special_ids(encoder.tokenizer)))
-        words = sorted((token for token in tokens if token and token.strip()), key=len, reverse=True)
-        read = literals_read(encoder.template) if encoder.template else set()
-        unread = [word for word in words if not any(word in literal for literal in read)]
-        self._any, self._in_answers = (re.compile("|".join(map(re.escape, some)) or "(?!)") for some in (words, unread))
+        self._specials = Specials(encoder.tokenizer, encoder.template)
+        self._any = self._specials.anywhere
 
     def in_row(self, row: Parsed) -> bool:
         """Whether a text of the row spells one."""
         if not isinstance(row, Chat):
             return any(map(self._any.search, [row.prompt, row.completion] if isinstance(row, Pair) else [row.text]))
-        said = [text for message in row.messages for text in _texts(message) if self._of(message).search(text)]
-        return bool(said) or any(self._any.search(text) for text in _texts(row.tools))
+        said = [text for message in row.messages for text in texts(message) if self._specials.of(message).search(text)]
+        return bool(said) or any(self._any.search(text) for text in texts(row.tools))
 
     def without(self, row: Parsed) -> Parsed:
         """The row with a letter in the place of each."""
@@ -132,13 +130,10 @@ class Spelled:
         if not isinstance(row, Chat):
             return replace(row, text=self._any.sub("x", row.text))
         messages = [
-            _mapped(message, lambda text, m=message: self._of(m).sub("x", text))  # type: ignore[misc]
+            {**mapped(message, partial(self._specials.of(message).sub, "x")), "role": message["role"]}
             for message in row.messages
         ]
-        return replace(row, messages=messages, tools=_mapped(row.tools, lambda text: self._any.sub("x", text)))
-
-    def _of(self, message: dict[str, Any]) -> re.Pattern[str]:
-        return self._in_answers if message["role"] == "assistant" else self._any
+        return replace(row, messages=messages, tools=mapped(row.tools, partial(self._any.sub, "x")))
 
 
 def difference(wanted: str, found: str) -> str:
@@ -194,21 +189,3 @@ def _count(row: Encoded, special: frozenset[int]) -> Counter[int]:
 
 def _token(ids: Sequence[int], at: int, encoder: Encoder) -> str:
     return f"`{encoder.tokenizer.convert_ids_to_tokens(ids[at])}` ({ids[at]})" if at < len(ids) else "missing"
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a structure, keys left out."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _texts(inner)
-
-
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """The structure with every text of it changed; roles and keys stay."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: inner if key == "role" else _mapped(inner, change) for key, inner in value.items()}
-    return [_mapped(inner, change) for inner in value] if isinstance(value, list | tuple) else value

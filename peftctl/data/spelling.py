@@ -7,12 +7,13 @@ turn could speak for the assistant, and a row about special tokens would train t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from peftctl.data.formats import Message
 from peftctl.data.marks import unused
-from peftctl.data.template import literals_read, special_ids
+from peftctl.data.specials import Specials, mapped, texts
+from peftctl.data.template import special_ids
 from peftctl.errors import DataError
 
 Region = tuple[int, int]
@@ -40,17 +41,13 @@ class Spelling:
     def __init__(self, tokenizer: Any, template: str | None, split: bool = True) -> None:
         self._tokenizer = tokenizer
         self.split = split
-        ids = special_ids(tokenizer)
+        self._specials = Specials(tokenizer, template)
         # A word the tokenizer does not know marks nothing, unless that token is `eos_token` too, as in GPT-2.
-        self.special = ids - ({tokenizer.unk_token_id} - {tokenizer.eos_token_id})
-        tokens = [token for token in tokenizer.convert_ids_to_tokens(sorted(ids)) if token and token.strip()]
-        read = literals_read(template) if template else set()
-        self._pattern = _any_of(tokens)
-        self._in_answers = _any_of([token for token in tokens if not any(token in literal for literal in read)])
+        self.special = special_ids(tokenizer) - ({tokenizer.unk_token_id} - {tokenizer.eos_token_id})
 
     def in_text(self, text: str) -> bool:
         """Whether a plain text spells special tokens."""
-        return self._pattern.search(text) is not None
+        return self._specials.anywhere.search(text) is not None
 
     def in_rendering(
         self, messages: Sequence[Message], tools: Sequence[Any] | None, text: str, render: Render, place: str
@@ -62,18 +59,17 @@ class Spelling:
         """
         if not self.split:
             return []
-        patterns = [self._in_answers if message["role"] == "assistant" else self._pattern for message in messages]
-        said = [*zip(patterns, messages, strict=True), (self._pattern, tools)]
-        if not any(pattern.search(text) for pattern, texts in said for text in _texts(texts)):
+        said = [*((self._specials.of(message), message) for message in messages), (self._specials.anywhere, tools)]
+        if not any(pattern.search(one) for pattern, value in said for one in texts(value)):
             return []
         (mark,) = unused(1, text, place)
-        *marked, marked_tools = [_broken(texts, pattern, mark) for pattern, texts in said]
+        *marked, marked_tools = [_broken(value, pattern, mark) for pattern, value in said]
         rendered = render(marked, tools=marked_tools)
         if rendered.replace(mark, "") != text:
             what = "a text of this row spells a special token, and the chat template changes it"
             raise DataError(f"{place}: {what}", "remove the special token from the row")
         starts = [match.start() - number - 1 for number, match in enumerate(re.finditer(mark, rendered))]
-        return [match.span() for start in starts if (match := self._pattern.match(text, start))]
+        return [match.span() for start in starts if (match := self._specials.anywhere.match(text, start))]
 
     def tokenise(self, text: str) -> Tokens:
         """A text as the tokenizer reads it: what it spells of special tokens is special."""
@@ -142,11 +138,6 @@ class Spelling:
         return Tokens(tokens["input_ids"], [begin for begin, _ in offsets], [end for _, end in offsets])
 
 
-def _any_of(tokens: Sequence[str]) -> re.Pattern[str]:
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-
-
 def _extend(tokens: Tokens, *columns: Sequence[int]) -> None:
     for column, more in zip(tokens, columns, strict=True):
         column.extend(more)
@@ -154,27 +145,4 @@ def _extend(tokens: Tokens, *columns: Sequence[int]) -> None:
 
 def _broken(value: Any, pattern: re.Pattern[str], mark: str) -> Any:
     """The structure with a mark behind the first character of every spelling in it."""
-    return _mapped(value, lambda said: pattern.sub(lambda match: match[0][:1] + mark + match[0][1:], said))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a structure of mappings and lists, keys left out."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _texts(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _texts(inner)
-
-
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """The structure with every text of it changed, keys left out."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: _mapped(inner, change) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_mapped(inner, change) for inner in value]
-    return value
+    return mapped(value, lambda said: pattern.sub(lambda match: match[0][:1] + mark + match[0][1:], said))

@@ -8,8 +8,7 @@ rows.bin   one record a row: where its ids and spans end, and how it was cut
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -111,13 +110,12 @@ class Stored(Sequence[Encoded]):
     @property
     def firsts(self) -> NDArray[Any]:
         """The numbers of those that are the first piece of what they come from: all, where no row was split."""
-        return np.flatnonzero(self._rows["first"][self._chosen])
+        return np.flatnonzero(self.records["first"])
 
-    def by_row(self) -> Iterator[list[Encoded]]:
-        """The pieces of each row, which follow one another."""
-        starts = self.firsts.tolist()
-        for start, end in pairwise([*starts, len(self)]):
-            yield [self[number] for number in range(start, end)]
+    @property
+    def records(self) -> NDArray[Any]:
+        """What is known of each row beside its ids and spans, see `RECORD`; the ends are those in the files."""
+        return np.asarray(self._rows[self._chosen])
 
 
 def mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from glob import glob, has_magic
 from pathlib import Path
@@ -25,12 +25,10 @@ from peftctl.models import base as models
 from peftctl.models import tiny
 from peftctl.models.gguf_header import read_header
 from peftctl.models.known import known
-from peftctl.models.quiet import quiet, reason
+from peftctl.models.quiet import Say, quiet, reason
 from peftctl.models.source import resolve
 from peftctl.recipe import Recipe
 from peftctl.verbs.made_up import made_up
-
-Say = Callable[[str], None]
 
 ROWS = 8
 STEPS = 3

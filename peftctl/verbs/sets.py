@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,6 +22,7 @@ from peftctl.data.sources import listed
 from peftctl.data.survey import Meter, silent
 from peftctl.data.texts import Texts
 from peftctl.errors import DataError, Problem, RecipeError
+from peftctl.models.quiet import Say
 from peftctl.recipe import Recipe
 from peftctl.verbs.rows import HERE, first
 
@@ -31,8 +32,6 @@ EVAL = "eval"
 
 UNUSABLE = "usable rows"
 """The check of rows that cannot even be read, or of which too many were left out."""
-
-Say = Callable[[str], None]
 
 
 @dataclass(kw_only=True)
