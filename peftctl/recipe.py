@@ -9,13 +9,14 @@ from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-from pydantic import PlainValidator, ValidationError, WithJsonSchema
+from pydantic import PlainValidator, WithJsonSchema
 
 from peftctl import bundled
 from peftctl.config import document as documents
+from peftctl.config import variant
 from peftctl.config.annotation import at, hints, metadata
 from peftctl.config.block import LOCATED, Block, Natural
-from peftctl.config.check import check, validate
+from peftctl.config.check import check
 from peftctl.config.document import Document
 from peftctl.config.near import did_you_mean
 from peftctl.config.write import dump as plain
@@ -29,6 +30,8 @@ from peftctl.evaluation.gate import BASE, split_key
 from peftctl.exports.export import Export
 from peftctl.methods import METHODS
 from peftctl.models.base import Model
+from peftctl.tasks import TASKS
+from peftctl.tasks import task as tasks
 from peftctl.training.trainer import Trainer
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {"qlora": ("lora", {"model": {"quantization": "nf4"}})}
@@ -37,19 +40,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {"qlora": ("lora", {"model": {"
 
 def read_method(value: Any) -> Method:
     """A `method` block: its `type` picks the method, the other keys are that method's fields."""
-    if isinstance(value, Method):
-        return value
-    if not isinstance(value, Mapping):
-        raise ValueError("expected a mapping with `type` and the fields of that method")
-    kind = value.get("type")
-    if not isinstance(kind, str) or kind not in METHODS:
-        names = " or ".join(f"'{name}'" for name in sorted({*METHODS, *PRESETS}))
-        error: dict[str, Any] = {"type": "literal_error", "loc": ("type",), "input": kind, "ctx": {"expected": names}}
-        if "type" not in value:
-            error = {"type": "missing", "loc": ("type",), "input": value}
-        raise ValidationError.from_exception_data("method", [error])  # type: ignore[list-item]
-    fields = {key: item for key, item in value.items() if key != "type"}
-    return validate(METHODS[kind], fields)
+    return variant.read(value, Method, METHODS, "method", also=PRESETS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +91,7 @@ def read_run(folder: Path, overrides: Iterable[str] = ()) -> Recipe:
 def coerce(recipe: Recipe | str | Path | Mapping[str, Any]) -> Recipe:
     """A recipe in whatever form Python code has it."""
     if isinstance(recipe, Recipe):
-        return recipe
+        return replace(recipe, eval=recipe.eval.of(recipe.trainer.task))
     if isinstance(recipe, Mapping):
         return build(documents.parse(to_yaml(dict(recipe)), "recipe"), Path("."))
     return read(recipe)
@@ -120,13 +111,17 @@ def build(document: Document, root: Path, overrides: Iterable[str] = ()) -> Reci
         for key, (why, way_out) in recipe.method.clashes.items()
         if reduce(getattr, key.split("."), cast(Any, recipe)) not in (None, False, "none")
     ]
+    task = recipe.trainer.task
+    if refused := task.refuses(recipe.method):
+        clashes.append(document.problem(("trainer", "task"), f"`{tasks.name_of(task)}` {refused[0]}", refused[1]))
+    clashes += [document.problem(("eval", *keys), *told) for keys, *told in recipe.eval.unmeasurable(task)]
     clashes += [
         document.problem(("eval", "gates", key), "no evaluation rows have that name", hint)
         for key, hint in unknown_sets(recipe).items()
     ]
     if clashes:
         raise RecipeError.of(clashes)
-    return located(recipe, root_of)
+    return located(replace(recipe, eval=recipe.eval.of(task)), root_of)
 
 
 def unknown_sets(recipe: Recipe) -> dict[str, str]:
@@ -215,7 +210,9 @@ def shortest(path: Path) -> str:
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML, with absolute paths, so that it reads the same from anywhere."""
     fixed = located(recipe, lambda *keys: Path("."), os.path.abspath)
-    return to_yaml({**plain(fixed), "method": {"type": method_name(fixed.method), **plain(fixed.method)}})
+    method = variant.plain(fixed.method, method_name(fixed.method))
+    trainer = {**plain(fixed.trainer), "task": tasks.plain(fixed.trainer.task)}
+    return to_yaml({**plain(fixed), "method": method, "trainer": trainer})
 
 
 def method_name(method: Method) -> str:
@@ -244,13 +241,9 @@ def schema() -> dict[str, Any]:
 
     whole = schema_of(Recipe, "peftctl recipe")
     shared = whole.setdefault("$defs", {})
-    kinds = {**METHODS, **{preset: METHODS[real] for preset, (real, _) in PRESETS.items()}}
-    variants = []
-    for name, cls in sorted(kinds.items()):
-        variant = schema_of(cls, name)
-        shared |= variant.pop("$defs", {})
-        variant["properties"] = {"type": {"const": name}, **variant["properties"]}
-        variant["required"] = ["type", *variant.get("required", [])]
-        variants.append({key: value for key, value in variant.items() if not key.startswith("$")})
-    shared["method"] = {"oneOf": variants}
+    methods = {**METHODS, **{preset: METHODS[real] for preset, (real, _) in PRESETS.items()}}
+    for name, kinds in (("method", methods), ("task", TASKS)):
+        variants, definitions = variant.schema(kinds)
+        shared |= {**definitions, name: {"oneOf": variants}}
+    shared["task"]["oneOf"].insert(0, {"enum": sorted(TASKS)})
     return whole

@@ -5,7 +5,7 @@ All pure functions, so that a resumed run, and a run on more processes, sees the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from random import Random
@@ -115,6 +115,8 @@ class Layout:
     micro_batch_size: int
     pad_id: int
     packing: Packing | None = None
+    collate: Callable[[Sequence[Encoded], int], dict[str, Tensor]] = collate
+    """Makes tensors of rows that are not packed, and a padding id."""
 
     def micro_batches(self, chosen: Sequence[int], rank: int = 0, world: int = 1) -> list[list[list[int]]]:
         """This rank's part of one step's rows `chosen`: micro-batches of bins of rows, equally many on every rank."""
@@ -136,5 +138,5 @@ class Layout:
         if self.packing:
             made = collate_packed(bins, self.pad_id, flat=self.packing == "flat")
         else:
-            made = collate([row for bin in bins for row in bin], self.pad_id)
+            made = self.collate([row for bin in bins for row in bin], self.pad_id)
         return {key: value.to(device) for key, value in made.items()}

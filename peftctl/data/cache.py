@@ -24,6 +24,7 @@ from typing import Any
 
 from peftctl.config.home import cache_home
 from peftctl.data.dataset import Dataset, Source, Sources
+from peftctl.data.reading import Reading
 from peftctl.data.sources import files, listed
 from peftctl.errors import DataError, StorageError
 
@@ -43,7 +44,7 @@ def home() -> Path:
     return cache_home() / "data"
 
 
-def key(spec: Sources, dataset: Dataset, tokenizer: Any, root: Path) -> str | None:
+def key(spec: Sources, dataset: Dataset, tokenizer: Any, root: Path, reading: Reading) -> str | None:
     """The name of what `spec` makes; None where it is not to be kept, or a file is not there."""
     if os.environ.get(OFF):
         return None
@@ -58,7 +59,8 @@ def key(spec: Sources, dataset: Dataset, tokenizer: Any, root: Path) -> str | No
     own = template.read_text("utf-8", "replace") if template.is_file() else tokenizer.chat_template
     if "strftime_now" in str(own):
         return None
-    made_of = [settings, sources, own, of_tokenizer(tokenizer), of_code(), [version(name) for name in LIBRARIES]]
+    versions = [version(name) for name in LIBRARIES]
+    made_of = [reading.name, settings, sources, own, of_tokenizer(tokenizer), of_code(), versions]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -86,11 +88,12 @@ def of_tokenizer(tokenizer: Any) -> list[Any]:
 
 @lru_cache(maxsize=1)
 def of_code() -> str:
-    """Of every file of this room: what it prepares may change with any of them."""
+    """Of every file of this room and of the tasks: what they prepare may change with any of them."""
     sha = hashlib.sha256()
-    folder = Path(__file__).parent
-    for file in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".jinja")):
-        sha.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes() + b"\0")
+    package = Path(__file__).parents[1]
+    found = [path for room in ("data", "tasks") for path in (package / room).rglob("*")]
+    for file in sorted(path for path in found if path.suffix in (".py", ".jinja")):
+        sha.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes() + b"\0")
     return sha.hexdigest()
 
 

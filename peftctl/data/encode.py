@@ -113,6 +113,22 @@ class Encoder:
         chat = self.with_system(Chat(place, list(messages), tools=tools))
         return self._rendered(chat, add_generation_prompt=True)[1].ids
 
+    def compared(self, row: Parsed, whole: bool) -> Encoded:
+        """The row, to compare its answer with others; the token that ends it counts only if `whole`.
+
+        Raises DataError for one that is too long: what is left of it would be another answer.
+        """
+        encoded = self.whole(row)
+        if len(encoded) > self.max_length:
+            raise DataError(f"{row.place}: too long to compare its labels", "raise `dataset.max_length`")
+        return encoded if whole else encoded.without_end()
+
+    def prompt(self, row: Parsed) -> list[int]:
+        """The ids that a row's answer follows."""
+        if isinstance(row, Chat):
+            return self.chat_prompt(row.messages[:-1], row.tools, row.place)
+        return self.text_prompt(row.prompt if isinstance(row, Pair) else row.text)
+
     def text_prompt(self, text: str) -> list[int]:
         """The ids of plain text to go on from; an end token that the tokenizer appends would end it, so it goes."""
         ids = self._spelling.plain(text).ids

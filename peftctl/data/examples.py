@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from peftctl.data.dataset import Dataset, Source
+from peftctl.data.dataset import Dataset, Source, Sources
 from peftctl.data.file import Digest, Row
-from peftctl.data.formats import Example, Format, Parsed, check, guess
+from peftctl.data.formats import Example, Format, check, guess
 from peftctl.data.formats.columns import absent, mapped
 from peftctl.data.mistakes import Mistakes
-from peftctl.data.sources import read
+from peftctl.data.reading import Accept
+from peftctl.data.sources import listed, read
 from peftctl.data.supervised import supervised
 from peftctl.errors import DataError, Problem
-
-Accept = Callable[[Example], Parsed]
-"""What an example becomes; raises DataError for one of which it makes nothing."""
 
 HEAD = 20
 """Rows that a format is guessed from."""
@@ -73,10 +72,10 @@ def examples(
     root: Path,
     digest: Digest = lambda data: None,
     accept: Accept = supervised,
-) -> Iterator[Parsed | DataError]:
+) -> Iterator[Example | DataError]:
     """The rows of a source as they are trained, and in their places what is wrong with those that cannot be.
 
-    Raises what `accept` raises: DataError when the source is of a form that supervised fine-tuning does not train.
+    Raises what `accept` raises: DataError when the source is of a form that the task makes nothing of.
     """
     columns = columns_of(source, dataset)
     for item in read(source, root, digest):
@@ -89,6 +88,17 @@ def examples(
             yield error
             continue
         yield accept(example)
+
+
+def readable(
+    spec: Sources, dataset: Dataset, root: Path, accept: Accept = lambda example: example
+) -> Iterator[Example]:
+    """The rows of `spec` that can be read; what is wrong with the others is told where they are prepared."""
+    for source in listed(spec):
+        with suppress(DataError):
+            format = format_of(source, dataset, root, lambda line: None, Mistakes())
+            found = examples(source, format, dataset, root, accept=accept) if format else ()
+            yield from (item for item in found if not isinstance(item, DataError))
 
 
 def columns_of(source: Source, dataset: Dataset) -> dict[str, str]:

@@ -53,6 +53,11 @@ class Encoded:
             labels[start:end] = self.ids[start:end]
         return labels
 
+    def without_end(self) -> Encoded:
+        """The row with the token that ends its last answer not trained."""
+        *others, (start, end) = self.spans
+        return replace(self, spans=(*others, (start, end - 1)))
+
 
 def fit(row: Encoded, max_length: int, on_long: OnLong, place: str) -> list[Encoded]:
     """The rows that `row` makes: itself where it fits; none when it is dropped; its pieces when it is split.

@@ -15,13 +15,12 @@ from typing import Any
 from peftctl.data import cache
 from peftctl.data.batches import Part
 from peftctl.data.dataset import Dataset, Sources
-from peftctl.data.encode import Encoder
-from peftctl.data.examples import Accept, examples
-from peftctl.data.formats import Format, Parsed
+from peftctl.data.examples import examples
+from peftctl.data.formats import Example, Format
 from peftctl.data.ledger import Ledger, Tally, settle, tell, too_many
 from peftctl.data.mistakes import SHOWN, Mistakes
+from peftctl.data.reading import SUPERVISED, Accept, Reading, RowEncoder
 from peftctl.data.store import Stored, Writer
-from peftctl.data.supervised import supervised
 from peftctl.data.survey import Meter, Survey, silent, survey
 from peftctl.data.template import find
 from peftctl.data.workers import outcomes
@@ -54,7 +53,7 @@ class Prepared:
     stop_ids: tuple[int, ...]
     """The tokens that end an answer: generation has to stop at them."""
 
-    parsed: Sequence[Parsed] = ()
+    parsed: Sequence[Example] = ()
     """The same rows before they were encoded, when `prepare` was asked to keep them."""
 
     @property
@@ -72,7 +71,7 @@ class Work:
     sizes: list[int] = field(default_factory=list)
     """Sequences that each source made."""
     mistakes: Mistakes = field(default_factory=Mistakes)
-    parsed: list[Parsed] = field(default_factory=list)
+    parsed: list[Example] = field(default_factory=list)
 
 
 def prepare(
@@ -84,7 +83,7 @@ def prepare(
     *,
     keep_parsed: bool = False,
     progress: Meter = silent,
-    accept: Accept = supervised,
+    reading: Reading = SUPERVISED,
 ) -> Prepared:
     """Reads, checks and encodes the rows of `spec`: the `train` or `eval` of `dataset`.
 
@@ -92,13 +91,13 @@ def prepare(
         root: where relative paths start.
         say: is told what was guessed, and where the rows went.
         keep_parsed: keeps the texts in memory beside the ids, for metrics that need them.
-        accept: what an example becomes, where that is not what supervised fine-tuning trains; kept only with the texts.
+        reading: what rows become, where that is not what supervised fine-tuning trains.
         progress: hears how far it has come, now and then; what it raises ends the preparation.
 
     Raises DataError with every row that cannot be used, when too many had to be left out, and when nothing is left;
     StorageError when there is no room for the rows.
     """
-    key = None if keep_parsed or accept is not supervised else cache.key(spec, dataset, tokenizer, root)
+    key = None if keep_parsed else cache.key(spec, dataset, tokenizer, root, reading)
     if key is not None and (found := cache.find(key, say)) is not None:
         return reused(*found, say)
     if key is not None and not cache.writable(say):
@@ -110,11 +109,11 @@ def prepare(
         say(line)
 
     sha = hashlib.sha256()
-    seen = survey(spec, dataset, root, sha.update, heard, progress, accept)
+    seen = survey(spec, dataset, root, sha.update, heard, progress, reading.accept)
     template = find(dataset.chat_template, tokenizer, root, heard) if seen.chats else None
-    encoder = Encoder.of(dataset, tokenizer, template)
+    encoder = reading.encoder(dataset, tokenizer, template)
     with cache.workspace(to_keep=key is not None) as folder:
-        work = encoded(seen, dataset, encoder, root, folder, keep_parsed, progress, accept)
+        work = encoded(seen, dataset, encoder, root, folder, keep_parsed, progress, reading.accept)
         ledgers = {path: tally.ledger for path, tally in work.tallies.items()}
         ledger = sum(ledgers.values(), Ledger())
         settle(ledger, dataset, work.mistakes)
@@ -165,7 +164,7 @@ def reused(folder: Path, manifest: dict[str, Any], say: Callable[[str], None]) -
 def encoded(
     seen: Survey,
     dataset: Dataset,
-    encoder: Encoder,
+    encoder: RowEncoder,
     root: Path,
     folder: Path,
     keep_parsed: bool,

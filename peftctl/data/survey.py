@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from peftctl.data.dataset import Dataset, Source, Sources
-from peftctl.data.examples import Accept, examples, format_of
+from peftctl.data.examples import examples, format_of
 from peftctl.data.file import Digest
-from peftctl.data.formats import Chat, Format
+from peftctl.data.formats import Format
 from peftctl.data.mistakes import Mistakes
+from peftctl.data.reading import Accept, spoken
 from peftctl.data.sources import listed
 from peftctl.errors import DataError
 
@@ -57,7 +58,7 @@ def survey(
             for item in examples(source, format, dataset, root, digest, accept):
                 rows += 1
                 progress("reading rows", rows, 0)
-                chats = chats or isinstance(item, Chat)
+                chats = chats or spoken(item)
                 if isinstance(item, DataError):
                     mistakes.add(item.problems)
         except DataError as error:

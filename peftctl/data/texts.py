@@ -11,24 +11,34 @@ from numpy.typing import NDArray
 
 from peftctl.data.dataset import Dataset, Sources
 from peftctl.data.examples import examples
-from peftctl.data.formats import Format, Parsed
+from peftctl.data.formats import Example, Format
+from peftctl.data.reading import Accept
 from peftctl.data.sources import listed
+from peftctl.data.supervised import supervised
 from peftctl.errors import DataError
 
 CHANGED = ("rows are missing: the data changed while it was read", "start again")
 
 
-class Texts(Sequence[Parsed]):
+class Texts(Sequence[Example]):
     """The rows of `spec`, all of which were kept, or some of them in their order.
 
     Those that were loaded stay in memory. Raises DataError when the files have changed so much that rows are missing.
     """
 
-    def __init__(self, spec: Sources, formats: Sequence[Format], dataset: Dataset, root: Path, rows: int) -> None:
+    def __init__(
+        self,
+        spec: Sources,
+        formats: Sequence[Format],
+        dataset: Dataset,
+        root: Path,
+        rows: int,
+        accept: Accept = supervised,
+    ) -> None:
         self._sources = list(zip(listed(spec), formats, strict=True))
-        self._dataset, self._root = dataset, root
+        self._dataset, self._root, self._accept = dataset, root, accept
         self._chosen: NDArray[np.int64] = np.arange(rows)
-        self._known: dict[int, Parsed] = {}
+        self._known: dict[int, Example] = {}
 
     def chosen(self, numbers: Sequence[int] | NDArray[np.int64]) -> Texts:
         """These of its rows; `numbers` ascend."""
@@ -52,16 +62,16 @@ class Texts(Sequence[Parsed]):
         return len(self._chosen)
 
     @overload
-    def __getitem__(self, index: int) -> Parsed: ...
+    def __getitem__(self, index: int) -> Example: ...
     @overload
     def __getitem__(self, index: slice) -> Texts: ...
-    def __getitem__(self, index: int | slice) -> Parsed | Texts:
+    def __getitem__(self, index: int | slice) -> Example | Texts:
         if isinstance(index, slice):
             return self.chosen(range(len(self))[index])
         self.load([index])
         return self._known[int(self._chosen[index])]
 
-    def __iter__(self) -> Iterator[Parsed]:
+    def __iter__(self) -> Iterator[Example]:
         rows = enumerate(self._read())
         for wanted in self._chosen:
             row = next((row for number, row in rows if number == wanted), None)
@@ -69,8 +79,8 @@ class Texts(Sequence[Parsed]):
                 raise DataError(*CHANGED)
             yield row
 
-    def _read(self) -> Iterator[Parsed]:
+    def _read(self) -> Iterator[Example]:
         for source, format in self._sources:
-            for item in examples(source, format, self._dataset, self._root):
+            for item in examples(source, format, self._dataset, self._root, accept=self._accept):
                 if not isinstance(item, DataError):
                     yield item

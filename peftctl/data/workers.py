@@ -16,8 +16,9 @@ from itertools import cycle, islice
 from multiprocessing.connection import Connection
 from typing import Any
 
-from peftctl.data.encode import Encoded, Encoder
-from peftctl.data.formats import Parsed
+from peftctl.data.fitting import Encoded
+from peftctl.data.formats import Example
+from peftctl.data.reading import RowEncoder
 from peftctl.errors import DataError, OutOfMemory
 
 MANY = 10_000
@@ -27,12 +28,12 @@ CHUNK = 200
 WORKERS = "PEFTCTL_WORKERS"
 """Environment variable: how many processes encode, at most."""
 
-Item = Parsed | DataError
+Item = Example | DataError
 Outcome = list[Encoded] | DataError
 """A row as it is trained, or what is wrong with it."""
 
 
-def outcomes(items: Iterator[Item], encoder: Encoder, rows: int) -> Iterator[tuple[Item, Outcome]]:
+def outcomes(items: Iterator[Item], encoder: RowEncoder, rows: int) -> Iterator[tuple[Item, Outcome]]:
     """Every row with what it becomes, in order; `rows` is about how many there are.
 
     `encoder` ends with the stop tokens and counts of all of them. Raises OutOfMemory when a process is killed.
@@ -61,7 +62,7 @@ def outcomes(items: Iterator[Item], encoder: Encoder, rows: int) -> Iterator[tup
             process.join()
 
 
-def in_turns(items: Iterator[Item], pipes: list[Connection], encoder: Encoder) -> Iterator[tuple[Item, Outcome]]:
+def in_turns(items: Iterator[Item], pipes: list[Connection], encoder: RowEncoder) -> Iterator[tuple[Item, Outcome]]:
     """Sends a piece of work to every process, then takes back the oldest and sends that process the next."""
     waiting: list[list[Item]] = []
     order = cycle(pipes)
@@ -84,7 +85,7 @@ def in_turns(items: Iterator[Item], pipes: list[Connection], encoder: Encoder) -
         yield from zip(chunk, made, strict=True)
 
 
-def outcome(item: Item, encoder: Encoder) -> Outcome:
+def outcome(item: Item, encoder: RowEncoder) -> Outcome:
     """What a row becomes."""
     if isinstance(item, DataError):
         return item
@@ -94,7 +95,7 @@ def outcome(item: Item, encoder: Encoder) -> Outcome:
         return error
 
 
-def work(pipe: Connection, encoder: Encoder, others: list[Connection]) -> None:
+def work(pipe: Connection, encoder: RowEncoder, others: list[Connection]) -> None:
     """The life of a process: encode what comes until nothing more does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

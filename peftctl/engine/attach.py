@@ -162,17 +162,25 @@ def refuse_without_base(model: nn.Module, place: str) -> None:
 
 
 @contextmanager
-def bare(model: nn.Module) -> Iterator[nn.Module]:
-    """The base model alone: no adapter acts inside this context. Raises AdapterError when it was trained in place."""
-    refuse_without_base(model, "bare")
+def acting(model: nn.Module, names: Iterable[str]) -> Iterator[nn.Module]:
+    """The adapters `names` alone act inside this context, as they are; afterwards those that acted before."""
     before = [(stack, stack.active, stack.rows) for _, _, stack in stacks(model)]
+    wanted = list(names)
     try:
         for stack, _, _ in before:
-            stack.active, stack.rows = (), None
+            stack.active, stack.rows = tuple(name for name in wanted if name in stack), None
         yield model
     finally:
         for stack, active, rows in before:
             stack.active, stack.rows = active, rows
+
+
+@contextmanager
+def bare(model: nn.Module) -> Iterator[nn.Module]:
+    """The base model alone: no adapter acts inside this context. Raises AdapterError when it was trained in place."""
+    refuse_without_base(model, "bare")
+    with acting(model, ()):
+        yield model
 
 
 def detach(model: nn.Module, name: str = "default") -> nn.Module:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from peftctl.config.block import Block, Count, Natural
@@ -10,6 +11,7 @@ from peftctl.config.near import did_you_mean
 from peftctl.evaluation.gate import Gate, split_key
 from peftctl.evaluation.metric import Metric
 from peftctl.evaluation.metrics import METRICS
+from peftctl.tasks.task import Task, name_of
 
 CONFUSION = "confusion"
 """A table instead of a figure."""
@@ -24,11 +26,11 @@ else:
 class Evaluation(Block):
     """What to measure on `dataset.eval`, for the base and for the adapter."""
 
-    metrics: list[MetricName] = field(default_factory=lambda: ["loss", "perplexity"])
-    """Of the right answers: `loss`, `perplexity`, `token_accuracy`; of rows with a better and a worse answer also
-    `preference_accuracy`, `preference_margin`. Of the most probable of `labels`: `accuracy`,
-    `macro_f1`, `matthews`, `confusion`. Of greedily generated answers: `exact_match`, `bleu`, `chrf`, `rouge1`,
-    `rouge2`, `rougeL`."""
+    metrics: list[MetricName] | None = None
+    """What the task is usually measured by when left out. Of the right answers: `loss`, `perplexity`,
+    `token_accuracy`; of rows with a better and a worse answer also `preference_accuracy`, `preference_margin`. Of the
+    most probable of `labels`: `accuracy`, `macro_f1`, `matthews`, `confusion`. Of greedily generated answers:
+    `exact_match`, `bleu`, `chrf`, `rouge1`, `rouge2`, `rougeL`."""
     labels: list[str] = field(default_factory=list)
     """The possible answers, for `accuracy` and its like; `accuracy` is added to the metrics when given."""
     gates: dict[str, Gate] = field(default_factory=dict)
@@ -51,10 +53,6 @@ class Evaluation(Block):
                 raise ValueError(f"gates.{key}: no metric with a figure is called `{name}`; hint: {hint}")
             if wrong := gate.wrong_for(METRICS[name]):
                 raise ValueError(f"gates.{key}: {wrong}")
-        asked = [metric.name for metric in self.wanted if metric.needs == "labels"]
-        if not self.labels and (asked or self.confusion):
-            what = asked[0] if asked else CONFUSION
-            raise ValueError(f"{what} needs the possible answers; hint: add `labels: [positive, negative]`")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("a label stands there twice")
         if len(self.labels) == 1:
@@ -64,13 +62,31 @@ class Evaluation(Block):
     def wanted(self) -> list[Metric]:
         """The metrics that have a figure, with those of gates, and `accuracy` when labels are given."""
         extra = ["accuracy"] if self.labels else []
-        names = [*self.metrics, *extra, *(split_key(key)[1] for key in self.gates)]
+        names = [*(self.metrics or ()), *extra, *(split_key(key)[1] for key in self.gates)]
         return [METRICS[name] for name in dict.fromkeys(names) if name in METRICS]
 
     @property
     def confusion(self) -> bool:
         """Whether to show which label was taken for which."""
-        return CONFUSION in self.metrics
+        return CONFUSION in (self.metrics or ())
+
+    def of(self, task: Task) -> Evaluation:
+        """The block with what `task` is measured by, where it says nothing itself."""
+        return self if self.metrics is not None else replace(self, metrics=list(task.metrics))
+
+    def unmeasurable(self, task: Task) -> Iterator[tuple[tuple[str, ...], str, str]]:
+        """What of a model trained for `task` cannot be measured: at which keys, why, a way out."""
+        for name in [*(self.metrics or ()), *(f"gates.{key}" for key in self.gates)]:
+            keys = ("gates", name.removeprefix("gates.")) if name.startswith("gates.") else ("metrics",)
+            metric = split_key(keys[-1])[1] if len(keys) > 1 else name
+            needs = "labels" if metric == CONFUSION else METRICS[metric].needs
+            if needs not in task.judged.measures:
+                fitting = [known for known, one in METRICS.items() if one.needs in task.judged.measures]
+                yield keys, f"{metric} is not measured of `{name_of(task)}`", f"metrics: {', '.join(fitting)}"
+            elif needs == "labels" and not self.labels and not task.labels:
+                yield keys, f"{metric} needs the possible answers", "add `labels: [positive, negative]`"
+        if self.labels and "labels" not in task.judged.measures:
+            yield ("labels",), f"`{name_of(task)}` does not choose among answers", "remove it"
 
     def needs(self, what: str) -> bool:
         """Whether some metric reads `what` (`truth`, `labels`, `text`) of the model."""

@@ -13,10 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from peftctl.data.batches import collate
 from peftctl.data.encode import Encoded
 from peftctl.engine.inputs import evaluating
-from peftctl.tasks import sft
+from peftctl.tasks import Task
 
 Tick = Callable[[int, int], None]
 """Hears how many sequences are done, of how many."""
@@ -39,13 +38,9 @@ def key(encoded: Encoded) -> Key:
     return encoded.ids.tobytes(), encoded.spans
 
 
-def without_end(encoded: Encoded) -> Encoded:
-    """The sequence with the token that ends its last answer not trained."""
-    *others, (start, end) = encoded.spans
-    return replace(encoded, spans=(*others, (start, end - 1)))
-
-
-def score(model: nn.Module, sequences: Iterable[Encoded], batch_size: int, pad_id: int, tick: Tick) -> dict[Key, Score]:
+def score(
+    model: nn.Module, task: Task, sequences: Iterable[Encoded], batch_size: int, pad_id: int, tick: Tick
+) -> dict[Key, Score]:
     """How `model` does on each different sequence, by `key`."""
     device = next(model.parameters()).device
     shared = sorted(gathered(sequences), key=lambda one: len(one.longest))  # equal lengths together: little is padded
@@ -53,9 +48,9 @@ def score(model: nn.Module, sequences: Iterable[Encoded], batch_size: int, pad_i
     with evaluating(model):
         for start in range(0, len(shared), batch_size):
             batch = shared[start : start + batch_size]
-            inputs = {name: t.to(device) for name, t in collate([one.longest for one in batch], pad_id).items()}
+            inputs = {name: t.to(device) for name, t in task.collate([one.longest for one in batch], pad_id).items()}
             with torch.no_grad():
-                logs = sft.answer_logits(model, inputs)[0].log_softmax(dim=-1)
+                logs = task.answers(model, inputs)[0].log_softmax(dim=-1)
             parts = torch.split(logs, [one.longest.trained for one in batch])
             for one, part in zip(batch, parts, strict=True):
                 scores |= one.read(part)
@@ -71,9 +66,10 @@ class Shared:
     members: list[Encoded] = field(default_factory=list)
 
     def holds(self, other: Encoded) -> bool:
-        """Whether `other` can be a member."""
-        last = positions(other)[-1]
-        return self.longest.ids[:last] == other.ids[:last] and set(positions(other)) <= set(positions(self.longest))
+        """Whether `other` can be a member. Both answers begin at one place: what is before may be read otherwise."""
+        first, last = positions(other)[0], positions(other)[-1]
+        mine = positions(self.longest)
+        return mine[0] == first and self.longest.ids[:last] == other.ids[:last] and set(positions(other)) <= set(mine)
 
     def read(self, logs: torch.Tensor) -> dict[Key, Score]:
         """The scores of the members from the log-probabilities [trained, vocabulary] at the longest's positions."""

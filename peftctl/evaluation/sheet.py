@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from peftctl.data.formats import Parsed
+from peftctl.data.formats import Example
 from peftctl.evaluation.bootstrap import UNKNOWN, Interval, interval, resampled, share
 from peftctl.evaluation.metric import Array, Metric, Seen
 from peftctl.evaluation.metrics import METRICS
@@ -38,7 +38,7 @@ class Sheet:
     """Statistics [n, k] by model and metric."""
 
     @classmethod
-    def of(cls, parsed: Sequence[Parsed], seen: Mapping[str, Seen], metrics: Sequence[Metric]) -> Sheet:
+    def of(cls, parsed: Sequence[Example], seen: Mapping[str, Seen], metrics: Sequence[Metric]) -> Sheet:
         """What each of `metrics` takes of what each model made of the rows."""
         digests = [row_digest(row) for row in parsed]
         order = sorted(range(len(digests)), key=lambda i: digests[i])
@@ -89,7 +89,7 @@ class Sheet:
             return Figure(float(value), interval(one / two, self.taking_part(model, metric)))
 
 
-def row_digest(row: Parsed) -> str:
+def row_digest(row: Example) -> str:
     """What a row is, wherever it stands."""
     content = {part.name: getattr(row, part.name) for part in fields(row) if part.name != "place"}
     text = json.dumps([type(row).__name__, content], sort_keys=True, default=str)

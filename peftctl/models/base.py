@@ -78,14 +78,16 @@ class Base:
     """Names of the modules that its files lack, which start from random numbers: the head of a classifier."""
 
 
-def load_tokenizer(model: Model, root: Path = Path("."), say: Say = silent) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    model: Model, root: Path = Path("."), say: Say = silent, *, head: Head = CAUSAL
+) -> PreTrainedTokenizerBase:
     """The tokenizer alone, without the weights of a hub id; see `read_tokenizer` for what it guarantees.
 
     Raises:
         ModelError: no such model, no tokenizer, an unreadable one, or one without an end token.
     """
     folder = local(model.name_or_path, model.revision, root=root, weights=False, say=say)
-    return read_tokenizer(folder, model.name_or_path, say)
+    return read_tokenizer(folder, model.name_or_path, say, writes=not head.classifies)
 
 
 def load(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,24 @@ def origin(base: Path, name: str) -> dict[str, Any]:
     return {"name": name, **fingerprint(base)}
 
 
-def origin_bytes(base: Path, name: str) -> bytes:
-    """What `peftctl.json` holds for an adapter of that model."""
-    return json.dumps({"base": origin(base, name)}, indent=2, sort_keys=True).encode()
+def origin_bytes(base: Path, name: str, labels: Sequence[str] = ()) -> bytes:
+    """What `peftctl.json` holds for an adapter of that model; `labels` in the order of the logits of a classifier."""
+    record = {"base": origin(base, name), **({"labels": list(labels)} if labels else {})}
+    return json.dumps(record, indent=2, sort_keys=True).encode()
+
+
+def labels_in(adapter: Path) -> tuple[str, ...]:
+    """The labels of the classifier that the folder `adapter` is for; none where it does not say them.
+
+    Raises RunError where they are no different texts: a stranger may have written anything.
+    """
+    if not (adapter / ORIGIN).is_file():
+        return ()
+    labels = read_json(adapter / ORIGIN, str(adapter)).get("labels", [])
+    texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    if not texts or len(set(labels)) != len(labels):
+        raise RunError(f"{adapter / ORIGIN}: `labels` is no list of different texts", "is the folder damaged?")
+    return tuple(labels)
 
 
 def refuse_other_base(then: Mapping[str, Any], base: Path, name: str, place: Path) -> None:

@@ -10,18 +10,26 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftctl.engine.attach import takes
 from peftctl.engine.sample import IGNORED
+from peftctl.tasks.task import Task, register
 
 
-def trained_tokens(labels: Tensor) -> int:
-    """How many positions of `labels` [rows, length] have a loss; the first has none, nothing predicts it."""
-    return int((labels[:, 1:] != IGNORED).sum())
+@register
+@dataclass(frozen=True, kw_only=True)
+class SFT(Task):
+    """Chat, prompt and completion, or plain text: a causal language model learns what the assistant says."""
+
+    packable: ClassVar[bool] = True
+
+    def answers(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return answer_logits(model, batch)
 
 
 def prompt_mask(labels: Tensor) -> Tensor:
@@ -32,6 +40,9 @@ def prompt_mask(labels: Tensor) -> Tensor:
 
 def answer_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Logits [n, vocabulary] in float32 and labels [n] of the n trained positions of a batch, row after row.
+
+    `batch` holds input_ids and labels [rows, length], labels -100 where not trained, and attention_mask where rows are
+    padded, position_ids where they are packed (`collate`, `collate_packed`).
 
     The output head runs only on columns where some row is trained, where the model's forward can leave out others.
     """
@@ -49,15 +60,3 @@ def answer_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor
         logits = logits[:, columns]
     chosen = wanted[:, columns]
     return logits[chosen].float(), labels[:, columns][chosen]
-
-
-def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Sum of the cross-entropies [nats] of the trained tokens of a batch, a scalar in float32.
-
-    `batch` holds input_ids and labels [rows, length], labels -100 where not trained, and attention_mask where rows are
-    padded, position_ids where they are packed (`collate`, `collate_packed`).
-    """
-    logits, labels = answer_logits(model, batch)
-    if len(labels) == 0:
-        return logits.sum()  # zero, with a graph: every parameter still gets its (empty) gradient
-    return F.cross_entropy(logits, labels, reduction="sum")

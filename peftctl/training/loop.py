@@ -6,19 +6,19 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from peftctl.data.batches import Layout, Packing, Part, order, rows_per_epoch
 from peftctl.data.encode import Encoded
 from peftctl.engine.attach import live, trained
 from peftctl.engine.method import Method
 from peftctl.errors import Interrupted, NonFiniteError
-from peftctl.evaluation.loss import mean_loss
-from peftctl.tasks import sft
+from peftctl.evaluation.loss import add, means, reduced
 from peftctl.training import checkpoint, snapshot
 from peftctl.training.memory import peak_memory
 from peftctl.training.optimizer import build_optimizer, build_schedule
@@ -57,9 +57,10 @@ def train(
 ) -> Progress:
     """Train the adapters attached to `model` on `rows`, in place, and return where it ended.
 
-    The loss of a step is the sum over its trained tokens divided by their number, over all micro-batches and
-    processes. The order of rows is a function of (seed, epoch) and a checkpoint holds everything else that changes, so
-    a resumed run is the uninterrupted one. Checkpoints go to `folder`.
+    The loss of a step is the sum over its rows divided by their weights, which are their numbers of trained tokens
+    where the task does not say otherwise, over all micro-batches and processes. The order of rows is a function of
+    (seed, epoch) and a checkpoint holds everything else that changes, so a resumed run is the uninterrupted one.
+    Checkpoints go to `folder`.
     Raises NonFiniteError on a loss or gradient that is no number, Interrupted on a signal, both after saving.
     """
     from accelerate.utils import gather_object, set_seed
@@ -67,7 +68,8 @@ def train(
     parts = parts or [Part(len(rows))]
     steps, per_epoch = total_steps(trainer, parts), math.ceil(rows_per_epoch(parts) / trainer.batch_size)
     eval_every, save_every = trainer.eval_every or per_epoch, trainer.save_every or per_epoch
-    layout = Layout(rows, trainer.micro_batch_size, pad_id, packing)
+    task = trainer.task
+    layout = Layout(rows, trainer.micro_batch_size, pad_id, packing, task.collate)
     rank, world = accelerator.process_index, accelerator.num_processes
     progress = Progress()
 
@@ -113,20 +115,22 @@ def train(
         epoch, position = divmod(progress.step, per_epoch)
         if epoch != planned:
             planned, plan = epoch, order(parts, trainer.batch_size, seed, epoch)
+            layout = replace(layout, rows=task.seen(rows, seed, epoch))
         started = time.perf_counter()
 
-        # forward and backward: every trained token of the step weighs the same, whatever micro-batch it fell in
-        chosen = plan[position]
-        trained_tokens = sum(rows[i].trained for i in chosen)
-        micro_batches = layout.micro_batches(chosen, rank, world)
-        total = torch.zeros((), device=accelerator.device)
+        # forward and backward: a row weighs the same, whatever micro-batch it fell in
+        chosen = [rows[i] for i in plan[position]]
+        weight = sum(map(task.weight, chosen))
+        micro_batches = layout.micro_batches(plan[position], rank, world)
+        totals: dict[str, Tensor] = {}
         for index, part in enumerate(micro_batches):
             with nullcontext() if index + 1 == len(micro_batches) else accelerator.no_sync(wrapped):
-                loss = sft.loss(wrapped, layout.batch(part, accelerator.device)) / trained_tokens
+                sums = task.sums(wrapped, layout.batch(part, accelerator.device))
                 # processes average their gradients, and every one of them adds the penalty
-                accelerator.backward(loss * world + method.penalty(model) / len(micro_batches))
-            total += loss.detach()
-        mean = float(accelerator.reduce(total, "sum"))
+                accelerator.backward(sums["loss"] / weight * world + method.penalty(model) / len(micro_batches))
+            add(totals, sums)
+        figures = reduced(totals, weight, accelerator)
+        mean = figures.pop("loss")
         norm = float(accelerator.clip_grad_norm_(parameters.values(), trainer.clip_norm or math.inf))
         if not (math.isfinite(mean) and math.isfinite(norm)):
             save(progress)
@@ -142,7 +146,7 @@ def train(
         method.after_step(model, progress.step, steps)  # before the gradients go: AdaLoRA reads them
         schedule.step()
         update.zero_grad(set_to_none=True)
-        tokens = sum(len(rows[i]) for i in chosen)
+        tokens = sum(map(len, chosen))
         seconds = time.perf_counter() - started
         progress = progress._replace(
             step=progress.step + 1, tokens=progress.tokens + tokens, seconds=progress.seconds + seconds
@@ -154,10 +158,11 @@ def train(
                 "steps": steps,
                 "epoch": round(progress.step / per_epoch, 3),
                 "loss": mean,
+                **figures,
                 "learning_rate": learning_rate,
                 "gradient_norm": norm,
                 "tokens": tokens,
-                "trained_tokens": trained_tokens,
+                "trained_tokens": sum(row.trained for row in chosen),
                 "seconds": seconds,
                 "memory": peak_memory(),
             }
@@ -166,13 +171,14 @@ def train(
         # evaluate, save, stop
         last = progress.step == steps
         if eval_rows and (progress.step % eval_every == 0 or last):
-            losses = {
-                name: mean_loss(model, found, trainer.micro_batch_size, pad_id, accelerator)
-                for name, found in eval_rows.items()
+            found = {
+                name: means(model, task, eval_set, trainer.micro_batch_size, pad_id, accelerator)
+                for name, eval_set in eval_rows.items()
             }
-            loss_now = next(iter(losses.values()))  # the first set says what is best
-            progress = judged(progress, loss_now)
-            told = {"step": progress.step, "loss": loss_now, "best": progress.best_step == progress.step}
+            first = next(iter(found.values()))  # the first set says what is best
+            progress = judged(progress, first["loss"])
+            told = {"step": progress.step, **first, "best": progress.best_step == progress.step}
+            losses = {name: one["loss"] for name, one in found.items()}
             log({"event": "eval", **told, **({"losses": losses} if len(losses) > 1 else {})})
             last = last or progress.evaluations_since_best == trainer.early_stopping
         asked = signalled(stop, accelerator)

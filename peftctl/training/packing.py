@@ -12,6 +12,7 @@ from peftctl.data.batches import Layout, Packing, Part, order
 from peftctl.data.encode import Encoded
 from peftctl.errors import RecipeError
 from peftctl.tasks.packable import obstacle
+from peftctl.tasks.task import name_of
 from peftctl.training.trainer import Trainer
 
 GAIN = 0.1
@@ -35,6 +36,11 @@ def choose(
     packing are padded. Raises RecipeError where `on` cannot be.
     """
     if trainer.packing == "off":
+        return None
+    if not trainer.task.packable:
+        if trainer.packing == "on":
+            text = f"trainer.packing: rows of `{name_of(trainer.task)}` do not lie end to end"
+            raise RecipeError(text, "leave it out: rows are padded then")
         return None
     network: Any = model
     packing: Packing = "flat" if network.config._attn_implementation == "flash_attention_2" else "lines"

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import PlainValidator, WithJsonSchema
 
 from peftctl.config.block import Block, Count, Fraction, NonNegative, Positive
 from peftctl.data.batches import Part, rows_per_epoch
+from peftctl.tasks.sft import SFT
+from peftctl.tasks.task import read as read_task
 from peftctl.training.optimizer import Name as OptimizerName
 
 
@@ -16,8 +20,11 @@ from peftctl.training.optimizer import Name as OptimizerName
 class Trainer(Block):
     """How long, how fast and how carefully to train."""
 
-    task: Literal["sft"] = "sft"
-    """What a row is and what the loss is; `sft` is chat, prompt and completion, or plain text."""
+    task: Annotated[Any, PlainValidator(read_task), WithJsonSchema({"$ref": "#/$defs/task"})] = field(
+        default_factory=SFT
+    )
+    """What a row is, what the loss is and what is measured: the name of a task, or a mapping of its `type` and its
+    fields (`peftctl tasks`). `sft` is chat, prompt and completion, or plain text."""
     epochs: Positive = 1.0
     """Passes over the training rows, where `steps` does not say how long."""
     steps: Count | None = None

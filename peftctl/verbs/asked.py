@@ -48,16 +48,20 @@ class Asked:
         if wrong:
             raise RecipeError.of(wrong)
         try:
-            evaluation = replace(
+            evaluation: Evaluation = replace(
                 recipe.eval,
-                metrics=list(self.metrics or recipe.eval.metrics),
+                metrics=list(self.metrics) or recipe.eval.metrics,
                 labels=list(self.labels or recipe.eval.labels),
                 gates={key: gate for key, gate in recipe.eval.gates.items() if self.judges(key)},
                 max_rows=self.max_rows or recipe.eval.max_rows,
             )
         except ValueError as error:
             text, _, hint = str(error).partition("; hint: ")
-            raise RecipeError(text, f"{hint}, or `--labels`" if "labels" in hint else hint or None) from None
+            raise RecipeError(text, hint or None) from None
+        told = [(text, hint) for _, text, hint in evaluation.unmeasurable(recipe.trainer.task)]
+        if told:
+            either = [(text, f"{hint}, or `--labels`" if "labels:" in hint else hint) for text, hint in told]
+            raise RecipeError.of([Problem(*each) for each in either])
         return replace(recipe, eval=evaluation)
 
     def judges(self, key: str) -> bool:

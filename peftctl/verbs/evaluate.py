@@ -5,34 +5,40 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from peftctl.data.dataset import ONLY
+from peftctl.data.examples import readable
 from peftctl.engine.disk import fitting
 from peftctl.engine.tensor_file import WEIGHTS
 from peftctl.errors import GateFailed, Problem, RunError
 from peftctl.evaluation import rows_file
+from peftctl.evaluation.answers import question
 from peftctl.evaluation.bootstrap import CONFIDENCE, DRAWS
 from peftctl.evaluation.gate import BASE
 from peftctl.evaluation.judge import Verdict, judged
 from peftctl.evaluation.junit import junit
-from peftctl.evaluation.measure import confusion, measure, question
+from peftctl.evaluation.measure import confusion, measure
 from peftctl.evaluation.metric import Seen
 from peftctl.evaluation.report import markdown, tables
 from peftctl.evaluation.sheet import Figure, Sheet, row_digest
 from peftctl.methods import load
 from peftctl.models import base as models
 from peftctl.models.allocator import keep_memory
+from peftctl.models.quiet import Say
 from peftctl.recipe import Recipe
 from peftctl.training import filesystem, storage
 from peftctl.verbs import provenance
 from peftctl.verbs.asked import Asked, command, settings, unmeasured_gates
 from peftctl.verbs.events import Listen, silent, speaker, ticker
 from peftctl.verbs.past import earlier, model_of
-from peftctl.verbs.rows import EvalSet, evaluation_rows
-from peftctl.verbs.target import open_target
+from peftctl.verbs.rows import HERE, EvalSet, evaluation_rows
+from peftctl.verbs.target import Target, open_target
 
 ADAPTER = "adapter"
 
@@ -57,11 +63,12 @@ def evaluate(
     found = open_target(target, overrides, adapter)
     if found.recipe is None:
         raise RunError(f"{target}: an adapter alone does not say what to measure", "use its run folder or its recipe")
-    recipe = (asked or Asked()).of(found.recipe)
     found.check_base()
     say = speaker(listen)
+    recipe = informed((asked or Asked()).of(found.recipe), found, say)
     record_settings = settings(recipe.eval)  # a library that is missing is told before the model takes its time
-    base = models.load(found.model, say=say)
+    torch.manual_seed(recipe.seed)  # a head that the base lacks starts the same each time
+    base = models.load(found.model, recipe.trainer.task.head, say=say)
     sets = evaluation_rows(recipe, base.tokenizer, say)
     digests = {name: sorted(map(row_digest, one.prepared.parsed)) for name, one in sets.items()}
     gates = recipe.eval.gates if found.adapter is not None else {}
@@ -130,6 +137,17 @@ def evaluate(
     return result
 
 
+def informed(recipe: Recipe, found: Target, say: Say) -> Recipe:
+    """The recipe with what its task takes from the adapter or, where there is none, from the training rows."""
+    dataset, task = recipe.dataset, recipe.trainer.task
+    if found.adapter is not None:
+        task = task.of(found.head)
+    else:
+        task = task.knowing(partial(readable, dataset.train, dataset, HERE, task.accept), say)
+    measures = replace(recipe.eval, labels=recipe.eval.labels or task.labels)
+    return replace(recipe, trainer=replace(recipe.trainer, task=task), eval=measures)
+
+
 def measured(
     name: str,
     base: models.Base,
@@ -139,10 +157,10 @@ def measured(
     listen: Listen,
 ) -> None:
     """Adds to `seen` what the model, as it is now, makes of every eval set."""
-    for one, (prepared, encoder, rejected) in sets.items():
+    for one, (_, encoder, rows, rejected) in sets.items():
         tick = ticker(listen, f"evaluating the {name}" + (f" on {one}" if one else ""))
-        pad = base.tokenizer.pad_token_id
-        seen[one][name] = measure(base.model, prepared.parsed, encoder, recipe.eval, pad, tick, rejected)
+        pad, task = base.tokenizer.pad_token_id, recipe.trainer.task.judged
+        seen[one][name] = measure(base.model, task, rows, encoder, recipe.eval, pad, tick, rejected)
 
 
 def figures_record(sheets: Mapping[str, Sheet], names: Sequence[str]) -> dict[str, Any]:

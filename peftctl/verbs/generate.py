@@ -8,7 +8,7 @@ import torch
 
 from peftctl.data.encode import Encoder
 from peftctl.data.template import find
-from peftctl.evaluation.generation import chat_prompt, continuations, text_prompt
+from peftctl.evaluation.generation import continuations
 from peftctl.methods import load
 from peftctl.models import base as models
 from peftctl.models.allocator import keep_memory
@@ -48,7 +48,8 @@ def generate(
     is_chat = chat or (found.adapter is None and template is not None)
     encoder = Encoder(loaded.tokenizer, template, 1 << 30, system=found.recipe.dataset.system if found.recipe else None)
     encoder.stop_ids.update(found.folder.read_provenance().get("stop_ids", []) if found.folder else [])
-    prompt = chat_prompt([{"role": "user", "content": text}], encoder) if is_chat else text_prompt(text, encoder)
+    asked = [{"role": "user", "content": text}]
+    prompt = encoder.chat_prompt(asked, None, "messages") if is_chat else encoder.text_prompt(text)
     how: dict[str, Any] = {"num_beams": beams}
     if sample:
         torch.manual_seed(seed)

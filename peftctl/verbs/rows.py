@@ -8,16 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peftctl.data.dataset import ONLY, Dataset, Sources, Split
-from peftctl.data.encode import Encoded, Encoder
-from peftctl.data.formats import Parsed
+from peftctl.data.dataset import ONLY, Split
+from peftctl.data.encode import Encoded
+from peftctl.data.examples import readable
+from peftctl.data.formats import Example, Preference
 from peftctl.data.held_out import hold_out
 from peftctl.data.preferred import chosen, rejected
 from peftctl.data.prepare import Prepared, prepare
+from peftctl.data.reading import RowEncoder
 from peftctl.data.survey import Meter, silent
 from peftctl.errors import DataError
 from peftctl.models.base import load_tokenizer
 from peftctl.recipe import Recipe
+from peftctl.tasks import Task
+from peftctl.tasks.preference import PAIRS
 
 HERE = Path(".")
 """Where relative paths start: reading a recipe has made its paths relative to the working directory."""
@@ -29,19 +33,31 @@ class Rows:
 
     train: Prepared
     eval: dict[str, Prepared]
+    task: Task
+    """The recipe's, with what it takes from the training rows."""
 
     @classmethod
     def read(cls, recipe: Recipe, say: Callable[[str], None], progress: Meter = silent) -> Rows:
         """Read, check and encode everything. Raises DataError with all that is wrong, and what `progress` raises."""
-        dataset, most = recipe.dataset, recipe.eval.max_rows
-        tokenizer = load_tokenizer(recipe.model, say=say)
-        ready = partial(prepare, dataset=dataset, tokenizer=tokenizer, root=HERE, say=say, progress=progress)
+        dataset, most, task = recipe.dataset, recipe.eval.max_rows, recipe.trainer.task
+        tokenizer = load_tokenizer(recipe.model, say=say, head=task.head)
+        task = task.knowing(partial(readable, dataset.train, dataset, HERE, task.accept), say)
+        ready = partial(
+            prepare,
+            dataset=dataset,
+            tokenizer=tokenizer,
+            root=HERE,
+            say=say,
+            progress=progress,
+            reading=task.reading,
+            keep_parsed=task.needs_parsed,
+        )
         train = ready(dataset.train)
         if isinstance(dataset.eval, Split):
             train, held_out = hold_out(train, dataset.eval.split, recipe.seed)
-            return cls(train, {ONLY: first(held_out, most)})
+            return cls(train, {ONLY: first(held_out, most)}, task)
         sets = {name: ready(spec) for name, spec in dataset.eval_sets.items()}
-        return cls(train, {name: first(rows, most) for name, rows in sets.items()})
+        return cls(train, {name: first(rows, most) for name, rows in sets.items()}, task)
 
     @property
     def eval_rows(self) -> dict[str, Sequence[Encoded]]:
@@ -63,52 +79,42 @@ class Rows:
 
 
 class EvalSet(NamedTuple):
-    """Rows to measure on, as they were read, and how they are encoded."""
+    """Rows to measure on, and how they are encoded."""
 
     prepared: Prepared
-    encoder: Encoder
-    rejected: Sequence[Parsed] = ()
-    """The same rows with their worse answers, where two are compared."""
-
-    @classmethod
-    def of(cls, prepared: Prepared, dataset: Dataset, tokenizer: Any, rejected: Sequence[Parsed] = ()) -> EvalSet:
-        """The rows, with an encoder that knows what ends their answers before it has encoded any."""
-        encoder = Encoder.of(dataset, tokenizer, prepared.chat_template)
-        encoder.stop_ids.update(prepared.stop_ids)
-        return cls(prepared, encoder, rejected)
+    encoder: RowEncoder
+    rows: Sequence[Example]
+    """The rows as they are measured."""
+    rejected: Sequence[Example] = ()
+    """The same with their worse answers, where two are compared."""
 
 
 def evaluation_rows(recipe: Recipe, tokenizer: Any, say: Callable[[str], None]) -> dict[str, EvalSet]:
     """The rows to measure on, by the name of their set. Raises DataError when there are none."""
-    dataset, most = recipe.dataset, recipe.eval.max_rows
+    dataset, task = recipe.dataset, recipe.trainer.task
     if dataset.eval is None:
         raise DataError("dataset.eval: nothing to evaluate on", "name a file, `eval: {split: 0.05}`, or `--data FILE`")
-    ready = partial(prepare, dataset=dataset, tokenizer=tokenizer, root=HERE, keep_parsed=True)
-    if recipe.eval.needs("pairs"):
-        if isinstance(dataset.eval, Split):
-            hint = "name a file of them, or `--data FILE`"
-            raise DataError("dataset.eval: rows to train on have one answer each, and two are compared", hint)
-        return {name: compared(spec, recipe, tokenizer, ready, say) for name, spec in dataset.eval_sets.items()}
+    pairs = recipe.eval.needs("pairs")
+    if pairs and isinstance(dataset.eval, Split) and task.reading != PAIRS:
+        hint = "name a file of them, or `--data FILE`"
+        raise DataError("dataset.eval: rows to train on have one answer each, and two are compared", hint)
+    ready = partial(prepare, dataset=dataset, tokenizer=tokenizer, root=HERE, say=say, keep_parsed=True)
+    reading = PAIRS if pairs else task.reading
     if isinstance(dataset.eval, Split):
-        train = ready(dataset.train, say=say)
-        sets = {ONLY: hold_out(train, dataset.eval.split, recipe.seed)[1]}
+        sets = {ONLY: hold_out(ready(dataset.train, reading=reading), dataset.eval.split, recipe.seed)[1]}
     else:
-        specs = dataset.eval_sets.items()
-        sets = {name: ready(spec, say=say) for name, spec in specs}
-    return {name: EvalSet.of(first(rows, most), dataset, tokenizer) for name, rows in sets.items()}
+        sets = {name: ready(spec, reading=reading) for name, spec in dataset.eval_sets.items()}
+    return {name: eval_set(first(rows, recipe.eval.max_rows), recipe, tokenizer) for name, rows in sets.items()}
 
 
-def compared(
-    spec: Sources, recipe: Recipe, tokenizer: Any, ready: Callable[..., Prepared], say: Callable[[str], None]
-) -> EvalSet:
-    """Rows of preferences, with their better and their worse answers. Raises DataError where one of two is left out."""
-    most = recipe.eval.max_rows
-    better, worse = first(ready(spec, say=say, accept=chosen), most), first(ready(spec, accept=rejected), most)
-    places = {row.place for row in better.parsed} ^ {row.place for row in worse.parsed}
-    if places:
-        text = f"{min(places)}: of its two answers one is left out, so they cannot be compared"
-        raise DataError(text, "raise `dataset.max_length`, or set `on_long: truncate`")
-    return EvalSet.of(better, recipe.dataset, tokenizer, worse.parsed)
+def eval_set(prepared: Prepared, recipe: Recipe, tokenizer: Any) -> EvalSet:
+    """The rows, with an encoder that knows what ends their answers before it has encoded any."""
+    encoder = recipe.trainer.task.judged.encoder(recipe.dataset, tokenizer, prepared.chat_template)
+    encoder.stop_ids.update(prepared.stop_ids)
+    rows = prepared.parsed
+    if not any(isinstance(row, Preference) for row in rows):
+        return EvalSet(prepared, encoder, rows)
+    return EvalSet(prepared, encoder, [chosen(row) for row in rows], [rejected(row) for row in rows])
 
 
 def first(prepared: Prepared, rows: int | None) -> Prepared:

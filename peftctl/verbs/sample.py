@@ -11,7 +11,6 @@ from peftctl.data.batches import Layout, order
 from peftctl.engine.sample import Sample
 from peftctl.models.base import Base
 from peftctl.recipe import Recipe
-from peftctl.tasks import sft
 from peftctl.verbs.rows import Rows
 
 BATCHES = 8
@@ -20,8 +19,8 @@ BATCHES = 8
 
 def sample_of(recipe: Recipe, base: Base, rows: Rows) -> Sample:
     """The first micro-batches that this run trains on, the same in every process and after a resume."""
-    trainer, train = recipe.trainer, rows.train.rows
-    layout = Layout(train, trainer.micro_batch_size, base.tokenizer.pad_token_id)
+    trainer, train = recipe.trainer, rows.task.rows(rows.train, base)
+    layout = Layout(train, trainer.micro_batch_size, base.tokenizer.pad_token_id, collate=rows.task.collate)
 
     def batches() -> Iterator[dict[str, Tensor]]:
         steps = order(rows.train.parts, trainer.batch_size, recipe.seed, epoch=0)
@@ -29,4 +28,4 @@ def sample_of(recipe: Recipe, base: Base, rows: Rows) -> Sample:
         for part in islice(parts, BATCHES):
             yield layout.batch(part, base.device)
 
-    return Sample(base.tokenizer, batches, sft.loss, base.folder)
+    return Sample(base.tokenizer, batches, rows.task.loss, base.folder)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from peftctl.config.near import did_you_mean
 from peftctl.data.dataset import Dataset, Sources, Split
@@ -53,7 +53,7 @@ class Looked:
 
     @property
     def parsed(self) -> Sequence[Parsed]:
-        return self.prepared.parsed if self.prepared else ()
+        return cast(Sequence[Parsed], self.prepared.parsed) if self.prepared else ()
 
     def load(self, numbers: Iterable[int]) -> None:
         """Reads the texts of these rows in one pass, where they are not in memory."""

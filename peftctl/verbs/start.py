@@ -21,23 +21,21 @@ from peftctl.models.base import Base
 from peftctl.models.origin import ORIGIN, refuse_stranger
 from peftctl.models.source import adapter
 from peftctl.recipe import method_name, read_method
+from peftctl.tasks.task import REFERENCE, Task
 from peftctl.training.storage import staged
 from peftctl.verbs.events import Listen, speaker
 from peftctl.verbs.run_folder import RunFolder
 
-EARLIER = "earlier"
-"""Name of the adapter to start from while it is attached beside the new one."""
-
 
 def start(
-    base: Base, method: Method, sample: Sample, run: RunFolder | None, accelerator: Any, listen: Listen
+    base: Base, method: Method, task: Task, sample: Sample, run: RunFolder | None, accelerator: Any, listen: Listen
 ) -> Method:
     """Attach what the recipe trains to `base`, as it starts; returns the method as planned.
 
     `run` is the folder of a run that is resumed: its plan and its own copy of what it started from are used again. One
-    process plans for all. Raises AdapterError for an
-    adapter to start from that is of another method or does not fit, RunError for one of another base; ModelError and
-    StorageError for a hub id that cannot be had.
+    process plans for all. A `task` that compares with where training started keeps that attached.
+    Raises AdapterError for an adapter to start from that is of another method or does not fit, RunError for one of
+    another base; ModelError and StorageError for a hub id that cannot be had.
     """
     from accelerate.utils import broadcast_object_list
 
@@ -59,12 +57,13 @@ def start(
         folder = own or adapter(method.init_from, speaker(listen))
         refuse_other_method(folder, method)
         refuse_stranger(folder, base.folder, base.name)
-        load(model, folder, EARLIER)
+        load(model, folder, REFERENCE)
     attach(model, method, sample=sample)
     if folder is not None:
         continue_from(model, folder)
-        tell_changes(folder, methods(model)[EARLIER], method, listen)
-        detach(model, EARLIER)
+        tell_changes(folder, methods(model)[REFERENCE], method, listen)
+        if not task.needs_base:
+            detach(model, REFERENCE)
     return method
 
 
@@ -98,7 +97,7 @@ def refuse_other_method(folder: Path, method: Method) -> None:
 
 def continue_from(model: nn.Module, folder: Path) -> None:
     """Give the adapters that are to be trained the state of those loaded from `folder`, which have to be as many."""
-    new, old = adapters_of(model, "default"), adapters_of(model, EARLIER)
+    new, old = adapters_of(model, "default"), adapters_of(model, REFERENCE)
     problems = [Problem(f"{folder}: `{site}` is adapted there and not here") for site in old.keys() - new.keys()]
     problems += [Problem(f"{folder}: `{site}` is adapted here and not there") for site in new.keys() - old.keys()]
     refused: dict[Problem, list[str]] = {}
@@ -111,7 +110,7 @@ def continue_from(model: nn.Module, folder: Path) -> None:
     for (text, hint), sites in refused.items():
         more = f" and {len(sites) - 1} more" if len(sites) > 1 else ""
         problems.append(Problem(f"{folder}: `{sites[0]}`{more}: {text}", hint))
-    if methods(model)[EARLIER].needs_quantised != methods(model)["default"].needs_quantised:
+    if methods(model)[REFERENCE].needs_quantised != methods(model)["default"].needs_quantised:
         text = f"{folder}: made up for the quantisation of its base, which this run does not, or the other way round"
         problems.append(Problem(text, "`init_weights: loftq` says that it does"))
     if problems:

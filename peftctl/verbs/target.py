@@ -11,7 +11,8 @@ from peftctl import recipe as recipes
 from peftctl.engine.peft_config import CONFIG, read_config
 from peftctl.errors import RunError
 from peftctl.models.base import Model
-from peftctl.models.origin import refuse_stranger
+from peftctl.models.head import CAUSAL, HEADS, Head
+from peftctl.models.origin import labels_in, refuse_stranger
 from peftctl.models.source import adapter as find_adapter
 from peftctl.models.source import local
 from peftctl.recipe import Recipe
@@ -26,6 +27,16 @@ class Target:
     adapter: Path | None
     recipe: Recipe | None = None
     folder: RunFolder | None = None
+
+    @property
+    def head(self) -> Head:
+        """What kind of model the adapter is for, with its labels; what the recipe says where there is no adapter."""
+        if self.adapter is None:
+            return self.recipe.trainer.task.head if self.recipe else CAUSAL
+        head = HEADS.get(read_config(self.adapter).get("task_type"), CAUSAL)
+        if self.recipe is not None and not head.classifies:
+            head = self.recipe.trainer.task.head
+        return head.with_labels(labels_in(self.adapter)) if head.classifies else head
 
     def check_base(self) -> None:
         """Raise RunError when the base is not the one that run and adapter were trained on."""

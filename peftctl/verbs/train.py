@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,13 +76,15 @@ def train(
         if folder.finished and not dry_run:
             return unchanged(folder, recipe, rows, listen)
         polled(stop)
-        base = models.load(recipe.model, say=speaker(listen))
+        torch.manual_seed(recipe.seed)  # the start of a new head
+        base = models.load(recipe.model, rows.task.head, say=speaker(listen))
         polled(stop)
         torch.manual_seed(recipe.seed)  # the adapter's start
         again = folder if folder.exists and resume else None
         if resume and again is None:
             listen({"event": "note", "text": f"nothing to resume in {folder.path}: starting at the first step"})
-        method = start(base, recipe.method, sample_of(recipe, base, rows), again, accelerator, listen)
+        wanted = rows.task.trains(recipe.method, base)
+        method = start(base, wanted, rows.task, sample_of(recipe, base, rows), again, accelerator, listen)
         packing = choose(recipe.trainer, base.model, rows.train.rows, rows.train.parts, recipe.seed, speaker(listen))
         plan = Plan.of(recipe, base, rows, folder.path, packing)
         plan.tell(listen, details=dry_run)
@@ -130,9 +133,9 @@ def run(
         progress = loop(
             base.model,
             method,
-            recipe.trainer,
-            rows.train.rows,
-            rows.eval_rows,
+            replace(recipe.trainer, task=rows.task),
+            rows.task.rows(rows.train, base),
+            {name: rows.task.rows(part, base) for name, part in rows.eval.items()},
             accelerator=accelerator,
             pad_id=base.tokenizer.pad_token_id,
             seed=recipe.seed,
@@ -184,7 +187,7 @@ def begin(
 def write_adapter(folder: Path, *, recipe: Recipe, base: models.Base, rows: Rows) -> None:
     """The adapter as a PEFT folder; beside it what it was trained on, the chat template and a model card."""
     save(base.model, folder)
-    filesystem.write(folder / ORIGIN, [origin_bytes(base.folder, public(base.name))])
+    filesystem.write(folder / ORIGIN, [origin_bytes(base.folder, public(base.name), rows.task.labels)])
     if rows.train.chat_template is not None:
         filesystem.write(folder / "chat_template.jinja", [rows.train.chat_template.encode()])
     filesystem.write(folder / "README.md", [card(facts_of(recipe, base.name, rows.counts())).encode()])

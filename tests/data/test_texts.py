@@ -46,7 +46,7 @@ def test_many_are_loaded_in_one_pass(both: tuple[Any, Texts], monkeypatch: pytes
     _, lying = both
     passes = []
     read = texts.examples
-    monkeypatch.setattr(texts, "examples", lambda source, *rest: passes.append(source.path) or read(source, *rest))
+    monkeypatch.setattr(texts, "examples", lambda one, *rest, **how: passes.append(one.path) or read(one, *rest, **how))
     lying.load([3, 9])
     assert passes == ["a.jsonl"]  # nothing behind the last one is read
     assert [lying[9].place, lying[3].place] == ["a.jsonl:10", "a.jsonl:4"]

@@ -123,7 +123,6 @@ def test_gates_hold_for_every_set_or_for_one():
         ({"chrf": {"max_ratio": 3}}, "did you mean `min_ratio`"),
         ({"los": {"max": 3}}, "no metric with a figure is called `los`; hint: did you mean `loss`"),
         ({"confusion": {"min": 3}}, "no metric with a figure is called `confusion`"),
-        ({"hard/accuracy": {"min": 0.5}}, "accuracy needs the possible answers"),
     ],
 )
 def test_gates_that_make_no_sense(gates: dict[str, Any], message: str):

@@ -12,7 +12,7 @@ import torch
 from peftctl.data.encode import Encoder
 from peftctl.data.formats import Chat, Pair, Text
 from peftctl.errors import DataError
-from peftctl.evaluation.generation import chat_prompt, continuations, generate, prompt, stop_ids, text_prompt
+from peftctl.evaluation.generation import continuations, generate, stop_ids
 
 PROMPTS = ["b", "is it k!?", "a longer question, with more in it", "z!!"]
 
@@ -46,14 +46,14 @@ def test_a_batch_answers_as_each_row_alone(model: Any, encoder: Encoder, size: i
     ]
     ticks: list[tuple[int, int]] = []
     said = generate(model, rows, encoder, 10, size, lambda *tick: ticks.append(tick))
-    expected = [alone(model, encoder, chat_prompt(row.messages[:-1], encoder)) for row in rows]
+    expected = [alone(model, encoder, encoder.chat_prompt(row.messages[:-1])) for row in rows]
     assert said == expected
     assert len(set(expected)) > 1
     assert ticks[-1] == (4, 4)
 
 
 def test_the_stop_token_ends_an_answer_and_is_not_told(model: Any, encoder: Encoder):
-    ids = chat_prompt([{"role": "user", "content": "b"}], encoder)
+    ids = encoder.chat_prompt([{"role": "user", "content": "b"}])
     whole = continuations(model, [ids], encoder, 10)[0]
     assert len(whole) > 2
     encoder.stop_ids.add(tiny_chat.WORDS.index(whole[1]))
@@ -63,7 +63,7 @@ def test_the_stop_token_ends_an_answer_and_is_not_told(model: Any, encoder: Enco
 
 
 def test_the_mode_of_the_model_stays(model: Any, encoder: Encoder):
-    ids = text_prompt("hello", encoder)
+    ids = encoder.text_prompt("hello")
     expected = continuations(model, [ids], encoder, 5)
     model.train()
     try:
@@ -76,15 +76,15 @@ def test_the_mode_of_the_model_stays(model: Any, encoder: Encoder):
 def test_prompts_end_where_the_answer_begins(encoder: Encoder):
     decode = encoder.tokenizer.decode
     chat = Chat("rows:1", [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}])
-    assert decode(prompt(chat, encoder)) == "<bos>u:hi<eos><bos>a:"
-    assert decode(prompt(Pair("rows:1", "one, ", "two"), encoder)) == "one, "
-    assert decode(prompt(Text("rows:1", "words"), encoder)) == "words"
-    assert len(text_prompt("words<eos>", encoder)) == len("words<eos>")  # one token a character: it is text
+    assert decode(encoder.prompt(chat)) == "<bos>u:hi<eos><bos>a:"
+    assert decode(encoder.prompt(Pair("rows:1", "one, ", "two"))) == "one, "
+    assert decode(encoder.prompt(Text("rows:1", "words"))) == "words"
+    assert len(encoder.text_prompt("words<eos>")) == len("words<eos>")  # one token a character: it is text
 
 
 def test_a_question_needs_a_template():
     bare = Encoder(tiny_chat.tokenizer(), None, 2048, "truncate")
     with pytest.raises(DataError, match="no chat template") as caught:
-        chat_prompt([{"role": "user", "content": "hi"}], bare, "rows:3")
+        bare.chat_prompt([{"role": "user", "content": "hi"}], place="rows:3")
     assert str(caught.value).startswith("rows:3: ")
     assert "dataset.chat_template" in str(caught.value.problems[0].hint)

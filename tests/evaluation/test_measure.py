@@ -15,13 +15,17 @@ from peftctl.data.encode import Encoded, Encoder
 from peftctl.data.file import Row
 from peftctl.data.formats import Parsed, check
 from peftctl.errors import DataError
+from peftctl.evaluation.answers import answer as answer_of
 from peftctl.evaluation.evaluation import Evaluation
 from peftctl.evaluation.gate import Gate
-from peftctl.evaluation.loss import mean_loss
-from peftctl.evaluation.measure import answer as answer_of
+from peftctl.evaluation.loss import means
 from peftctl.evaluation.measure import confusion
 from peftctl.evaluation.measure import measure as seen_by
 from peftctl.evaluation.sheet import Sheet
+from peftctl.tasks import Task
+from peftctl.tasks.dpo import DPO
+from peftctl.tasks.seq2seq import Seq2Seq
+from peftctl.tasks.sft import SFT
 
 ALL = Evaluation(metrics=["loss", "perplexity", "accuracy", "exact_match"], labels=tiny_chat.LABELS, max_new_tokens=5)
 
@@ -44,7 +48,8 @@ def parsed(rows: list[Any], kind: Any = "messages") -> list[Parsed]:
 
 def measure(model: Any, rows: Any, encoder: Any, evaluation: Evaluation, *more: Any) -> dict[str, float]:
     """The figures that come of what is seen."""
-    sheet = Sheet.of(rows, {"it": seen_by(model, rows, encoder, evaluation, *more)}, evaluation.wanted)
+    evaluation = evaluation.of(SFT())
+    sheet = Sheet.of(rows, {"it": seen_by(model, SFT(), rows, encoder, evaluation, *more)}, evaluation.wanted)
     return {metric.name: sheet.estimate("it", metric.name) for metric in evaluation.wanted}
 
 
@@ -76,7 +81,7 @@ def test_loss_and_perplexity(model: Any, encoder: Encoder):
         "perplexity": pytest.approx(math.exp(figures["loss"]), rel=1e-12),
     }
     one = SimpleNamespace(process_index=0, num_processes=1, device="cpu", reduce=lambda value, how: value)
-    assert mean_loss(model, encoded, 4, 0, one) == pytest.approx(total / count, rel=1e-5)
+    assert means(model, SFT(), encoded, 4, 0, one)["loss"] == pytest.approx(total / count, rel=1e-5)
 
 
 def test_loss_over_processes_is_the_loss_of_one(model: Any, encoder: Encoder):
@@ -91,7 +96,7 @@ def test_loss_over_processes_is_the_loss_of_one(model: Any, encoder: Encoder):
 
         for rank in range(world):
             peer = SimpleNamespace(process_index=rank, num_processes=world, device="cpu", reduce=keep)
-            mean_loss(model, encoded, 2, 0, peer)
+            means(model, SFT(), encoded, 2, 0, peer)["loss"]
         assert float(sum(parts)) / count == pytest.approx(total / count, rel=1e-5)
 
 
@@ -210,7 +215,6 @@ def test_labels_that_do_not_fit_are_not_compared(model: Any):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"metrics": ["accuracy"]}, "accuracy needs the possible answers"),
         ({"labels": ["a", "a"]}, "twice"),
         ({"labels": ["a"]}, "nothing to choose"),
     ],
@@ -220,11 +224,28 @@ def test_settings_that_contradict_each_other(fields: dict[str, Any], message: st
         Evaluation(**fields)
 
 
+@pytest.mark.parametrize(
+    ("fields", "task", "keys", "message"),
+    [
+        ({"metrics": ["accuracy"]}, SFT(), ("metrics",), "accuracy needs the possible answers"),
+        ({"gates": {"hard/accuracy": Gate(min=0.5)}}, SFT(), ("gates", "hard/accuracy"), "accuracy needs the possible"),
+        ({"metrics": ["loss", "preference_margin"]}, Seq2Seq(), ("metrics",), "is not measured of `seq2seq`"),
+    ],
+)
+def test_what_a_task_cannot_be_measured_by(fields: dict[str, Any], task: Task, keys: tuple[str, ...], message: str):
+    [(at, text, hint)] = Evaluation(**fields).unmeasurable(task)
+    assert at == keys
+    assert message in text
+    assert hint
+    assert not list(Evaluation(labels=["a", "b"], **fields).unmeasurable(SFT()))
+
+
 def test_labels_and_gates_ask_for_their_metrics():
     def names(evaluation: Evaluation) -> list[str]:
         return [metric.name for metric in evaluation.wanted]
 
-    assert names(Evaluation(labels=["a", "b"])) == ["loss", "perplexity", "accuracy"]
+    assert names(Evaluation(labels=["a", "b"]).of(SFT())) == ["loss", "perplexity", "accuracy"]
+    assert names(Evaluation().of(DPO())) == ["preference_accuracy", "preference_margin"]
     assert names(Evaluation(metrics=["accuracy"], labels=["a", "b"])) == ["accuracy"]
     assert names(Evaluation(metrics=["loss"], gates={"hard/bleu": Gate(min=1.0)})) == ["loss", "bleu"]
 
@@ -232,24 +253,24 @@ def test_labels_and_gates_ask_for_their_metrics():
 def test_only_what_is_asked_for_is_computed(model: Any, encoder: Encoder, monkeypatch: pytest.MonkeyPatch):
     rows = parsed(tiny_chat.chats(4))
     monkeypatch.setattr(model, "generate", None)
-    seen = seen_by(model, rows, encoder, Evaluation(metrics=["accuracy"], labels=tiny_chat.LABELS), 0)
+    seen = seen_by(model, SFT(), rows, encoder, Evaluation(metrics=["accuracy"], labels=tiny_chat.LABELS), 0)
     assert len(seen.choice) == 4
     assert len(seen.nats) == 0
     assert seen.said == [None] * 4
-    seen = seen_by(model, rows, encoder, Evaluation(metrics=["loss"]), 0)
+    seen = seen_by(model, SFT(), rows, encoder, Evaluation(metrics=["loss"]), 0)
     assert (len(seen.choice), len(seen.nats)) == (0, 4)
     monkeypatch.undo()
     monkeypatch.setattr(model, "forward", None)
     monkeypatch.setattr("peftctl.evaluation.measure.score", None)
     monkeypatch.setattr("peftctl.evaluation.measure.generate", lambda *a: ["  x "] * len(a[1]))
-    seen = seen_by(model, rows, encoder, Evaluation(metrics=["exact_match"]), 0)
+    seen = seen_by(model, SFT(), rows, encoder, Evaluation(metrics=["exact_match"]), 0)
     assert seen.said == ["x"] * 4
 
 
 def test_samples_are_generated_for_the_first_rows_alone(model: Any, encoder: Encoder):
     rows = parsed(tiny_chat.chats(5))
-    few = seen_by(model, rows, encoder, Evaluation(metrics=["loss"], samples=2, max_new_tokens=4), 0).said
-    every = seen_by(model, rows, encoder, Evaluation(metrics=["exact_match"], max_new_tokens=4), 0).said
+    few = seen_by(model, SFT(), rows, encoder, Evaluation(metrics=["loss"], samples=2, max_new_tokens=4), 0).said
+    every = seen_by(model, SFT(), rows, encoder, Evaluation(metrics=["exact_match"], max_new_tokens=4), 0).said
     assert few == [*every[:2], None, None, None]
 
 
@@ -268,7 +289,7 @@ def test_token_accuracy_is_teacher_forced(model: Any, encoder: Encoder):
 
 def test_confusion_has_answers_as_rows_and_choices_as_columns(model: Any, encoder: Encoder):
     rows = parsed(tiny_chat.chats(11))
-    seen = seen_by(model, rows, encoder, Evaluation(metrics=["confusion"], labels=tiny_chat.LABELS), 0)
+    seen = seen_by(model, SFT(), rows, encoder, Evaluation(metrics=["confusion"], labels=tiny_chat.LABELS), 0)
     table = confusion(seen)
     for i, label in enumerate(tiny_chat.LABELS):
         assert sum(table[i]) == sum(answer_of(row) == label for row in rows)
@@ -279,7 +300,7 @@ def test_confusion_has_answers_as_rows_and_choices_as_columns(model: Any, encode
 def test_pieces_of_a_split_row_count_as_one_row(model: Any):
     split = Encoder(tiny_chat.tokenizer(), tiny_chat.TEMPLATE, 5, "split")
     rows = parsed([{"text": "a longer text"}, {"text": "b"}], "text")
-    seen = seen_by(model, rows, split, Evaluation(), 0)
+    seen = seen_by(model, SFT(), rows, split, Evaluation(metrics=["loss"]), 0)
     pieces = [split.encode(row) for row in rows]
     assert len(pieces[0]) > 1
     assert seen.tokens.tolist() == [sum(piece.trained for piece in row) for row in pieces]

@@ -19,14 +19,14 @@ from peftctl.engine.attach import adapters_of, attach, methods
 from peftctl.engine.rank_allocation import WIDEST, allocated, gains
 from peftctl.engine.sample import Sample
 from peftctl.errors import AdapterError
-from peftctl.tasks import sft
+from peftctl.tasks.sft import SFT
 
 LORA = peftctl.METHODS["lora"]
 
 
 def sample_for(model: torch.nn.Module) -> Sample:
     batch = inputs(model)
-    return Sample(None, lambda: iter([batch | {"labels": batch["input_ids"]}] * 2), sft.loss)
+    return Sample(None, lambda: iter([batch | {"labels": batch["input_ids"]}] * 2), SFT().loss)
 
 
 def test_the_probe_sees_a_sketch_of_the_gradient_of_the_weight():
@@ -38,7 +38,7 @@ def test_the_probe_sees_a_sketch_of_the_gradient_of_the_weight():
     plain = build("llama")
     weight = plain.get_submodule(site).weight
     for batch in sample_for(plain).batches():
-        sft.loss(plain, batch).backward()
+        SFT().loss(plain, batch).backward()
     torch.testing.assert_close(found[site], torch.linalg.svdvals(weight.grad @ A.T).square(), rtol=1e-4, atol=1e-6)
 
 

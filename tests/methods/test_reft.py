@@ -17,6 +17,7 @@ from peftctl.engine.attach import adapters_of, live, methods, takes, trained
 from peftctl.errors import AdapterError
 from peftctl.methods.reft import Edit
 from peftctl.tasks import sft
+from peftctl.tasks.sft import SFT
 
 REFT = peftctl.METHODS["reft"]
 
@@ -175,7 +176,7 @@ def test_training_edits_what_generation_edits(side):
         end = labels.shape[1] if side == "left" else len(text)
         labels[row, end - len(answer) : end] = answer
     with torch.no_grad():
-        loss = sft.loss(model, {**batch, "labels": labels})
+        loss = SFT().loss(model, {**batch, "labels": labels})
         expected = torch.zeros(())
         for prompt, answer in zip(prompts, answers, strict=True):
             out = model(input_ids=prompt[None], use_cache=True)

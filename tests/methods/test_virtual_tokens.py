@@ -22,7 +22,7 @@ from peftctl.engine.attach import adapters_of, trained
 from peftctl.engine.sample import IGNORED, Sample
 from peftctl.engine.virtual_tokens import Virtual, woven
 from peftctl.errors import AdapterError
-from peftctl.tasks import sft
+from peftctl.tasks.sft import SFT
 
 N = 4
 ALL = ("prompt", "p_tuning", "prefix")
@@ -187,7 +187,7 @@ def test_the_loss_of_training_ignores_virtual_tokens_and_padding(method):
     with torch.no_grad():
         whole = model(**batch).logits[:, :-1].flatten(0, 1)
         by_hand = torch.nn.functional.cross_entropy(whole, labels[:, 1:].flatten(), reduction="sum")
-        torch.testing.assert_close(sft.loss(model, batch | {"labels": labels}), by_hand)
+        torch.testing.assert_close(SFT().loss(model, batch | {"labels": labels}), by_hand)
 
 
 @pytest.mark.parametrize("first", ALL)
@@ -249,7 +249,7 @@ def test_a_prompt_starts_from_words():
     assert noise.vectors().std().item() == pytest.approx(table.std().item(), rel=0.1)
 
     tokenizer = lambda text: {"input_ids": [7, 8, 9]}  # noqa: E731
-    sample = Sample(tokenizer, lambda: iter(()), sft.loss)
+    sample = Sample(tokenizer, lambda: iter(()), SFT().loss)
     told = made("prompt", init="text", init_text="three words here")
     start = virtual(peftctl.attach(build("llama"), told, sample=sample)).vectors()
     assert torch.equal(start, table[torch.tensor([7, 8, 9, 7])])
@@ -344,7 +344,7 @@ def test_it_says_why_it_cannot_be_merged():
 
 def test_a_tokenizer_of_nothing_is_refused():
     told = made("prompt", init="text", init_text="x")
-    sample = Sample(lambda text: {"input_ids": []}, lambda: iter(()), sft.loss)
+    sample = Sample(lambda text: {"input_ids": []}, lambda: iter(()), SFT().loss)
     with pytest.raises(AdapterError, match="init_text"):
         peftctl.attach(build("llama"), told, sample=sample)
 

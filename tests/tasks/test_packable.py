@@ -18,8 +18,8 @@ from peftctl.data.batches import Layout
 from peftctl.data.encode import Encoded
 from peftctl.engine.attach import trained
 from peftctl.models.base import Model, load
-from peftctl.tasks import sft
 from peftctl.tasks.packable import logits, obstacle
+from peftctl.tasks.sft import SFT
 
 IDS = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 DEPTH = {"num_hidden_layers": 2, "num_attention_heads": 4}
@@ -90,7 +90,7 @@ def gradients(model: Any, packing: Any, compiled: Any = None) -> dict[str, torch
     layout = Layout(rows(), len(LENGTHS), 0, packing)
     [part] = layout.micro_batches(range(len(LENGTHS)))
     model.zero_grad()
-    sft.loss(model if compiled is None else compiled, layout.batch(part, torch.device("cpu"))).backward()
+    SFT().loss(model if compiled is None else compiled, layout.batch(part, torch.device("cpu"))).backward()
     return {name: parameter.grad.clone() for name, parameter in trained(model).items()}
 
 

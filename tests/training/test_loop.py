@@ -17,7 +17,8 @@ from peftctl.data.batches import Part
 from peftctl.data.encode import Encoded
 from peftctl.engine.attach import trained
 from peftctl.errors import Interrupted, NonFiniteError
-from peftctl.evaluation.loss import mean_loss
+from peftctl.evaluation.loss import means
+from peftctl.tasks.sft import SFT
 from peftctl.training import checkpoint
 from peftctl.training.loop import train
 from peftctl.training.signals import Stop
@@ -186,8 +187,8 @@ def test_best_adapter_and_early_stopping(tmp_path):
     assert progress.best_step == best["step"]
     found = checkpoint.load(checkpoint.at(tmp_path, best["step"]))  # the best one is kept
     assert found.step == best["step"]
-    again = mean_loss(model, rows(8, seed=9), 3, 0, Accelerator(cpu=True))
-    assert again == pytest.approx(best["loss"], rel=1e-5)
+    again = means(model, SFT(), rows(8, seed=9), 3, 0, Accelerator(cpu=True))
+    assert again["loss"] == pytest.approx(best["loss"], rel=1e-5)
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path):

@@ -216,5 +216,4 @@ def test_what_cannot_be_compared_is_told(run: Path, tmp_path: Path):
     long = {"prompt": "a" * 30, "chosen": "b", "rejected": "c" * 40}
     data = tiny_chat.write_rows(tmp_path / "pairs.jsonl", [long, {"prompt": "a", "chosen": "b", "rejected": "c"}])
     more = [f"dataset.eval={data}", "dataset.max_length=50", "dataset.on_long=drop", "dataset.max_skipped=0.6"]
-    with pytest.raises(peftctl.PeftctlError, match=r"pairs.jsonl:1: of its two answers one is left out"):
-        evaluate(str(run), overrides=[*changes, *more])
+    assert evaluate(str(run), overrides=[*changes, *more])["figures"]["base"]["rows"] == 1  # a pair is left out whole

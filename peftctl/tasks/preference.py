@@ -1,0 +1,164 @@
+"""Learning from pairs of answers: what its tasks share.
+
+A prepared row is the conversation with the better answer and, behind it, the same with the worse one, each up to the
+last token that is trained; an empty span marks where the second begins.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from peftctl.data.batches import collate
+from peftctl.data.dataset import Dataset
+from peftctl.data.encode import Encoded, Encoder
+from peftctl.data.formats import Example, Preference
+from peftctl.data.preferred import chosen, preference, rejected
+from peftctl.data.reading import Reading
+from peftctl.engine.attach import acting, methods
+from peftctl.engine.inputs import evaluating
+from peftctl.engine.sample import IGNORED
+from peftctl.errors import DataError
+from peftctl.tasks.sft import SFT, answer_logits
+from peftctl.tasks.task import REFERENCE, Batch, Task
+
+
+class Scores(NamedTuple):
+    """How probable a model finds answers."""
+
+    logps: Tensor
+    """Log-probability [answers] of the trained tokens together, in nats."""
+    tokens: Tensor
+    """How many they are [answers]."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Log-probability per token [answers]."""
+        return self.logps / self.tokens.clamp(min=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preferring(Task):
+    """A task whose rows are preferences; a batch [2 pairs, tokens] has all the better answers first."""
+
+    metrics: ClassVar[tuple[str, ...]] = ("preference_accuracy", "preference_margin")
+
+    @property
+    def judged(self) -> Task:
+        return SFT()
+
+    @property
+    def reading(self) -> Reading:
+        return PAIRS  # the same for all of them: rows prepared for one serve the others
+
+    def accept(self, example: Example) -> Example:
+        return preference(example)
+
+    def collate(self, rows: Sequence[Encoded], pad_id: int) -> Batch:
+        both = [parted(row) for row in rows]
+        batch = collate([one for one, _ in both] + [other for _, other in both], pad_id)
+        return batch if rows else {name: tensor.expand(2, -1) for name, tensor in batch.items()}
+
+    def weight(self, row: Encoded) -> int:
+        """Every pair counts the same."""
+        return 1
+
+    def figures(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`loss` and what else there is to watch, of every pair [pairs]."""
+        raise NotImplementedError
+
+    def sums(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        real = (batch["labels"] != IGNORED).any(dim=1).chunk(2)[0]  # a batch without rows has a pair of nothing
+        return {name: (each * real).sum() for name, each in self.figures(model, batch).items()}
+
+
+class PairEncoder:
+    """Encodes preferences; what it is told about conversations and texts holds for both answers."""
+
+    def __init__(self, one: Encoder) -> None:
+        self.one = one
+        self.tokenizer, self.max_length = one.tokenizer, one.max_length
+        self.stop_ids = one.stop_ids
+        self.spelled = 0
+
+    @classmethod
+    def of(cls, dataset: Dataset, tokenizer: Any, template: str | None) -> PairEncoder:
+        """The encoder that a recipe's block asks for. Raises DataError for what pairs cannot be."""
+        if dataset.on_long == "split":
+            raise DataError("dataset.on_long: a pair of answers is not split", "use `truncate` or `drop`")
+        if dataset.train_on not in ("assistant", "last"):
+            raise DataError("dataset.train_on: only the two answers are compared", "use `assistant` or `last`")
+        return cls(Encoder.of(dataset, tokenizer, template))
+
+    @property
+    def splits_special_tokens(self) -> bool:
+        """Whether special tokens that a text spells are ordinary text."""
+        return self.one.splits_special_tokens
+
+    def encode(self, row: Preference) -> list[Encoded]:
+        """A pair as one row; none where either answer is too long and dropped. Raises DataError."""
+        before = self.one.spelled
+        better, worse = self.one.encode(chosen(row)), self.one.encode(rejected(row))
+        self.spelled += self.one.spelled > before
+        return [joined(one, other) for one, other in zip(better, worse, strict=False)]
+
+    def compared(self, row: Preference, whole: bool) -> Encoded:
+        raise DataError(f"{row.place}: two answers are compared with each other, not with labels", "remove `labels`")
+
+    def prompt(self, row: Preference) -> list[int]:
+        return self.one.prompt(chosen(row))
+
+
+PAIRS = Reading("pairs", preference, PairEncoder.of)
+
+
+def joined(better: Encoded, worse: Encoded) -> Encoded:
+    """Two sequences as one row."""
+    first, second = ended(better), ended(worse)
+    start = len(first)
+    spans = (*first.spans, (start, start), *((a + start, b + start) for a, b in second.spans))
+    return Encoded(
+        array("i", [*first.ids, *second.ids]), spans, better.truncated or worse.truncated, better.cut + worse.cut
+    )
+
+
+def ended(row: Encoded) -> Encoded:
+    """The row up to its last trained token."""
+    return Encoded(row.ids[: row.spans[-1][1]], row.spans)
+
+
+def parted(row: Encoded) -> tuple[Encoded, Encoded]:
+    """The two sequences of a row."""
+    middle = next(number for number, (a, b) in enumerate(row.spans) if a == b)
+    start = row.spans[middle][0]
+    second = tuple((a - start, b - start) for a, b in row.spans[middle + 1 :])
+    return Encoded(row.ids[:start], row.spans[:middle]), Encoded(row.ids[start:], second)
+
+
+def scores(model: nn.Module, batch: Mapping[str, Tensor]) -> Scores:
+    """How probable `model` finds the trained tokens of each sequence of a batch."""
+    logits, labels = answer_logits(model, batch)
+    each = logits.log_softmax(dim=-1).gather(1, labels[:, None]).flatten()
+    tokens = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
+    row = torch.arange(len(tokens), device=tokens.device).repeat_interleave(tokens)
+    return Scores(each.new_zeros(len(tokens)).index_add(0, row, each), tokens)
+
+
+def led(policy: Scores) -> dict[str, Tensor]:
+    """How far each better answer leads [pairs], per token, and whether it does: to watch where nothing is compared."""
+    better, worse = policy.mean.detach().chunk(2)
+    return {"preferred": (better > worse).float(), "lead": better - worse}
+
+
+@contextmanager
+def reference(model: nn.Module) -> Iterator[None]:
+    """The model as it was when training started: the base, with the adapter that the run started from, no dropout."""
+    network = getattr(model, "module", model)
+    with acting(network, [REFERENCE] if REFERENCE in methods(network) else []), evaluating(network), torch.no_grad():
+        yield

@@ -1,0 +1,162 @@
+"""A task: which rows it takes, how they become batches, what the loss is and what is measured.
+
+Whatever the task, a prepared row is token ids with spans of them that are trained (`data/fitting.py`); what a task puts
+there beside texts, such as the number of a label, only its own `encoder` and `collate` know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from peftctl.config import variant
+from peftctl.config.block import Block
+from peftctl.data.batches import collate
+from peftctl.data.dataset import Dataset
+from peftctl.data.encode import Encoded, Encoder
+from peftctl.data.formats import Example
+from peftctl.data.prepare import Prepared
+from peftctl.data.reading import Reading, RowEncoder
+from peftctl.data.supervised import supervised
+from peftctl.engine.method import Method
+from peftctl.models.base import Base
+from peftctl.models.head import CAUSAL, Head
+from peftctl.models.quiet import Say
+
+Batch = dict[str, Tensor]
+
+REFERENCE = "reference"
+"""Name of the adapter that a run started from, where it stays attached, frozen, to compare with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(Block):
+    """What a recipe's `trainer.task` becomes. A task overrides what differs from supervised fine-tuning."""
+
+    packable: ClassVar[bool] = False
+    """Whether rows may lie end to end in a line."""
+
+    needs_parsed: ClassVar[bool] = False
+    """Whether training needs rows as they were read, beside their ids."""
+
+    needs_base: ClassVar[bool] = False
+    """Whether training compares with where it started, so that nothing may train the base in place."""
+
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity")
+    """What is measured where a recipe names nothing."""
+
+    measures: ClassVar[frozenset[str]] = frozenset({"truth", "labels", "text", "pairs"})
+    """What metrics may read of a model that was trained so, see `evaluation/metric.py`."""
+
+    @property
+    def head(self) -> Head:
+        """The kind of model that it trains."""
+        return CAUSAL
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes that it chooses among, where it knows them; most have none."""
+        return []
+
+    @property
+    def judged(self) -> Task:
+        """The task by which the model that comes of it is measured."""
+        return self
+
+    def knowing(self, examples: Callable[[], Iterable[Example]], say: Say) -> Task:
+        """The task with what it takes from the training rows, which `examples` reads and `say` tells; most need not."""
+        return self
+
+    def of(self, head: Head) -> Task:
+        """The task with what an adapter's folder says of the model that it was trained for."""
+        return self
+
+    def refuses(self, method: Method) -> tuple[str, str] | None:
+        """Why it cannot train with `method`, and the way out; None where it can."""
+        if self.needs_base and method.in_place:
+            what = "is compared with the base while it trains, which this method changes"
+            return what, "`type: layers` and adapters leave the base as it is"
+        return None
+
+    def trains(self, method: Method, base: Base) -> Method:
+        """The method with what the task has to train beside it; most have nothing. Raises RecipeError."""
+        return method
+
+    @property
+    def reading(self) -> Reading:
+        """How rows are read for it."""
+        return Reading(repr(self), self.accept, self.encoder)
+
+    def accept(self, example: Example) -> Example:
+        """What an example becomes. Raises DataError for a kind that it makes nothing of."""
+        return supervised(example)
+
+    def encoder(self, dataset: Dataset, tokenizer: Any, template: str | None) -> RowEncoder:
+        """Encodes what was accepted."""
+        return Encoder.of(dataset, tokenizer, template)
+
+    def rows(self, prepared: Prepared, base: Base) -> Sequence[Encoded]:
+        """Prepared rows as `collate` takes them: with what is not kept as ids, such as pictures."""
+        return prepared.rows
+
+    def seen(self, rows: Sequence[Encoded], seed: int, epoch: int) -> Sequence[Encoded]:
+        """The rows as one epoch of training sees them, where chance plays a part: a function of its arguments alone."""
+        return rows
+
+    def collate(self, rows: Sequence[Encoded], pad_id: int) -> Batch:
+        """Rows as tensors; no rows make a batch without anything to train, of the same keys."""
+        return collate(rows, pad_id)
+
+    def answers(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits [n, classes] in float32 and labels [n] of all that a batch has to get right, row after row."""
+        raise NotImplementedError
+
+    def sums(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is minimised, `loss`, and other figures to watch: scalars in float32, summed over the batch.
+
+        The loop divides them by the weights of all rows of a step, so neither micro-batches nor processes change them.
+        """
+        logits, labels = self.answers(model, batch)
+        if len(labels) == 0:
+            return {"loss": logits.sum()}  # zero, with a graph: every parameter still gets its (empty) gradient
+        return {"loss": F.cross_entropy(logits, labels, reduction="sum")}
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """What is minimised, summed over the batch."""
+        return self.sums(model, batch)["loss"]
+
+    def weight(self, row: Encoded) -> int:
+        """What a row counts in the mean over a step."""
+        return row.trained
+
+
+TASKS: dict[str, type[Task]] = {}
+"""Every task by the name of its file."""
+
+T = TypeVar("T", bound=type[Task])
+
+
+def register(cls: T) -> T:
+    """Make `cls` available to recipes under the name of its file."""
+    TASKS[cls.__module__.rpartition(".")[2]] = cls
+    return cls
+
+
+def name_of(task: Task) -> str:
+    """The key of a task in recipes."""
+    return next(name for name, cls in TASKS.items() if cls is type(task))
+
+
+def read(value: Any) -> Task:
+    """A recipe's `trainer.task`: a name, or a mapping with `type` and the fields of that task."""
+    return variant.read(value if isinstance(value, Mapping | Task) else {"type": value}, Task, TASKS, "task")
+
+
+def plain(task: Task) -> Any:
+    """The task as `read` reads it back: its name alone where it has no fields."""
+    fields = variant.plain(task, name_of(task))
+    return fields if len(fields) > 1 else fields["type"]
