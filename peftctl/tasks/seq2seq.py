@@ -63,6 +63,9 @@ class Seq2Seq(Task):
         hint = "rows are `source` and `target`; `columns: {source: article, target: summary}` maps other keys"
         raise DataError(f"{example.place}: `seq2seq` trains one text from another, which this row has not", hint)
 
+    def asked(self, text: str, chat: bool) -> Example:
+        return Translated("text", text, "")
+
     def encoder(self, dataset: Dataset, tokenizer: Any, template: str | None) -> RowEncoder:
         if dataset.on_long == "split":
             raise DataError("dataset.on_long: a source and its target are not split", "use `truncate` or `drop`")

@@ -18,7 +18,7 @@ from peftctl.config.block import Block
 from peftctl.data.batches import collate
 from peftctl.data.dataset import Dataset
 from peftctl.data.encode import Encoded, Encoder
-from peftctl.data.formats import Example
+from peftctl.data.formats import Chat, Example, Text
 from peftctl.data.prepare import Prepared
 from peftctl.data.reading import Reading, RowEncoder
 from peftctl.data.supervised import supervised
@@ -94,6 +94,11 @@ class Task(Block):
     def accept(self, example: Example) -> Example:
         """What an example becomes. Raises DataError for a kind that it makes nothing of."""
         return supervised(example)
+
+    def asked(self, text: str, chat: bool) -> Example:
+        """What a person asks as a row without its answer: as a message where the model was taught a `chat`."""
+        said = [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
+        return Chat("text", said) if chat else Text("text", text)
 
     def encoder(self, dataset: Dataset, tokenizer: Any, template: str | None) -> RowEncoder:
         """Encodes what was accepted."""

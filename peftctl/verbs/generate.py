@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from peftctl.data.encode import Encoder
+from peftctl.data.dataset import Dataset
 from peftctl.data.template import find
 from peftctl.evaluation.generation import continuations
+from peftctl.exports.companions import TEMPLATE
 from peftctl.methods import load
 from peftctl.models import base as models
 from peftctl.models.allocator import keep_memory
+from peftctl.models.quiet import Say
 from peftctl.verbs.events import Listen, silent, speaker
 from peftctl.verbs.rows import HERE
-from peftctl.verbs.target import open_target
+from peftctl.verbs.target import Target, open_target
 
 
 def generate(
@@ -39,19 +42,25 @@ def generate(
     found = open_target(target)
     found.check_base()
     say = speaker(listen)
-    loaded = models.load(found.model, say=say)
+    loaded = models.load(found.model, found.head, say=say)
     if found.adapter is not None and not base:
         load(loaded.model, found.adapter)
-    chat = found.adapter is not None and (found.adapter / "chat_template.jinja").is_file()
-    trained = (found.adapter / "chat_template.jinja").read_text(encoding="utf-8") if chat and found.adapter else None
-    template = trained or (find("tokenizer", loaded.tokenizer, HERE, say) if loaded.tokenizer.chat_template else None)
-    is_chat = chat or (found.adapter is None and template is not None)
-    encoder = Encoder(loaded.tokenizer, template, 1 << 30, system=found.recipe.dataset.system if found.recipe else None)
+    template = template_of(found, loaded, say)
+    dataset = found.recipe.dataset if found.recipe else Dataset(train="nothing")
+    task = found.task.judged
+    encoder = task.encoder(replace(dataset, max_length=1 << 30), loaded.tokenizer, template)
     encoder.stop_ids.update(found.folder.read_provenance().get("stop_ids", []) if found.folder else [])
-    asked = [{"role": "user", "content": text}]
-    prompt = encoder.chat_prompt(asked, None, "messages") if is_chat else encoder.text_prompt(text)
+    prompt = encoder.prompt(task.asked(text, chat=template is not None))
     how: dict[str, Any] = {"num_beams": beams}
     if sample:
         torch.manual_seed(seed)
         how |= {"do_sample": True, "temperature": temperature, "top_p": top_p}
     return continuations(loaded.model, [prompt], encoder, max_new_tokens, **how)[0]
+
+
+def template_of(found: Target, loaded: models.Base, say: Say) -> str | None:
+    """The chat template to ask with: the adapter's; the base's own where there is no adapter; else none."""
+    if found.adapter is not None:
+        trained = found.adapter / TEMPLATE
+        return trained.read_text(encoding="utf-8") if trained.is_file() else None
+    return find("tokenizer", loaded.tokenizer, HERE, say) if loaded.tokenizer.chat_template else None

@@ -16,6 +16,7 @@ from peftctl.models.origin import labels_in, refuse_stranger
 from peftctl.models.source import adapter as find_adapter
 from peftctl.models.source import local
 from peftctl.recipe import Recipe
+from peftctl.tasks import TASKS, Task
 from peftctl.verbs.run_folder import RunFolder
 
 
@@ -37,6 +38,14 @@ class Target:
         if self.recipe is not None and not head.classifies:
             head = self.recipe.trainer.task.head
         return head.with_labels(labels_in(self.adapter)) if head.classifies else head
+
+    @property
+    def task(self) -> Task:
+        """The recipe's task, with the adapter's labels; without a recipe, one that such models are trained for."""
+        if self.recipe is not None:
+            return self.recipe.trainer.task.of(self.head)  # type: ignore[no-any-return]
+        fitting = (task for task in (cls() for cls in TASKS.values()) if task.head.task_type == self.head.task_type)
+        return next(task for task in fitting if task.judged == task).of(self.head)
 
     def check_base(self) -> None:
         """Raise RunError when the base is not the one that run and adapter were trained on."""
