@@ -51,6 +51,8 @@ PUBLISHED = {
     "HuggingFaceTB/SmolLM2-360M": 361_821_120,
     "HuggingFaceTB/SmolLM2-1.7B": 1_711_376_384,
     "HuggingFaceTB/SmolLM3-3B": 3_075_098_624,
+    "facebook/bart-base": 139_420_416,
+    "facebook/bart-large-cnn": 406_290_432,
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,
     "gpt2-large": 774_030_080,
