@@ -67,13 +67,16 @@ def facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     told = [("set", found["set"]), ("model", found["model"])]
     if not found["rows"]:
         return [*told, ("rows", "none can be used")]
+    packed = f"; {percent(padding['packed'])} when rows are packed" if "packed" in padding else ""
+    if found["task"] != "sft":
+        told.append(("task", found["task"]))
     told += [
         ("rows", account(ledger)),
         ("form", ", ".join(found["formats"])),
         ("tokens", f"{found['tokens']:,}, of which {found['trained_tokens']:,} trained ({trained_share(found)})"),
         ("lengths", "{min:,} to {max:,} tokens, median {median:,}, 95 % up to {p95:,}".format(**lengths)),
         ("max_length", f"{lengths['max_length']:,}, reached by {lengths['at_max_length']:,}"),
-        ("padding", f"{percent(padding['padded'])} of a batch; {percent(padding['packed'])} when rows are packed"),
+        ("padding", f"{percent(padding['padded'])} of a batch{packed}"),
     ]
     if found["chat_template"] is not None:
         own = found["chat_template"] == "tokenizer"

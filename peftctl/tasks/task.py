@@ -104,6 +104,10 @@ class Task(Block):
         """Encodes what was accepted."""
         return Encoder.of(dataset, tokenizer, template)
 
+    def legible(self, row: Encoded) -> tuple[Encoded, str]:
+        """A prepared row as tokens alone, for a person to read, and in words what else it holds; most hold no more."""
+        return row, ""
+
     def rows(self, prepared: Prepared, base: Base) -> Sequence[Encoded]:
         """Prepared rows as `collate` takes them: with what is not kept as ids, such as pictures."""
         return prepared.rows

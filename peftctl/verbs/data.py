@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from peftctl import recipe as recipes
 from peftctl.data.batches import Part
 from peftctl.data.encode import Encoder
+from peftctl.data.examples import readable
 from peftctl.data.formats import Chat, Pair, Parsed
 from peftctl.data.inspection import census, chosen, lengths_of, padding_of
 from peftctl.data.template import find, render
@@ -19,6 +20,9 @@ from peftctl.data.visible import visible
 from peftctl.errors import DataError, Problem
 from peftctl.models.base import load_tokenizer
 from peftctl.recipe import Recipe
+from peftctl.tasks import Task
+from peftctl.tasks.sft import SFT
+from peftctl.tasks.task import name_of as name_of_task
 from peftctl.verbs.data_checks import checked, refusals, token, worst
 from peftctl.verbs.events import Listen, silent, speaker
 from peftctl.verbs.rows import HERE
@@ -50,7 +54,10 @@ def data(
     """
     recipe = recipes.coerce(recipe)
     name, say = name_of(set, recipe), speaker(listen)
-    tokenizer: Any = load_tokenizer(recipe.model, say=say)
+    task = recipe.trainer.task
+    tokenizer: Any = load_tokenizer(recipe.model, say=say, head=task.head)
+    task = task.knowing(partial(readable, recipe.dataset.train, recipe.dataset, HERE, task.accept), say)
+    recipe = replace(recipe, trainer=replace(recipe.trainer, task=task))
 
     def progress(what: str, done: int, total: int) -> None:
         if total > SLOW and done % EVERY == 0:
@@ -61,26 +68,29 @@ def data(
     for key, each in sets.items():
         stops = each.prepared.stop_ids if each.prepared else ()
         tick = partial(progress, f"looking at `{key}`")
-        each.census = census(each.rows, tokenizer, stops, recipe.dataset.train_on, tick)
+        legible = [task.legible(row)[0] for row in each.rows] if task != SFT() else each.rows
+        each.census = census(legible, tokenizer, stops, recipe.dataset.train_on, tick)
 
     prepared = looked.prepared
-    encoder = encoder_of(recipe, looked, tokenizer)
+    encoder = encoder_of(recipe, looked, tokenizer) if isinstance(task, SFT) else None
     checks = refusals(sets)
     if prepared is not None:
-        checks += checked(recipe, name, sets, encoder)
+        checks += checked(recipe, name, sets, tokenizer, encoder)
     picked = chosen(looked.census, rows)
     looked.load(looked.census.origins[number] for number in picked)
-    samples = [sample(looked, number, why, tokenizer) for number, why in picked.items()]
-    found = refused(looked, recipe.dataset) if rows else None
-    if found is not None and (shown := unusable(*found, encoder)):
+    samples = [sample(looked, number, why, tokenizer, task) for number, why in picked.items()]
+    template = encoder.template if encoder else prepared and prepared.chat_template
+    found = refused(looked, recipe) if rows and encoder else None
+    if found is not None and encoder is not None and (shown := unusable(*found, encoder)):
         samples.append(shown)
     settled = worst(checks)
     return {
         "set": name,
         "ok": all(check.state != "failed" for check in settled),
         "model": recipe.model.name_or_path,
+        "task": name_of_task(task),
         "formats": sorted({*prepared.formats}) if prepared else [],
-        "chat_template": recipe.dataset.chat_template if encoder.template is not None else None,
+        "chat_template": recipe.dataset.chat_template if template else None,
         "train_on": recipe.dataset.train_on,
         "stop_tokens": [token(id, tokenizer) for id in prepared.stop_ids] if prepared else [],
         "pad_token": token(tokenizer.pad_token_id, tokenizer),
@@ -109,19 +119,20 @@ def padding(recipe: Recipe, looked: Looked) -> dict[str, float]:
     whole = looked.prepared is not None and sum(part.rows for part in looked.prepared.parts) == len(looked.rows)
     parts = looked.prepared.parts if looked.prepared and whole else [Part(len(looked.rows))]
     trainer = recipe.trainer
-    return padding_of(looked.census.lengths, parts, trainer.batch_size, trainer.micro_batch_size, recipe.seed)
+    shares = padding_of(looked.census.lengths, parts, trainer.batch_size, trainer.micro_batch_size, recipe.seed)
+    return shares if trainer.task.packable else {"padded": shares["padded"]}
 
 
-def sample(looked: Looked, number: int, why: str, tokenizer: Any) -> dict[str, Any]:
+def sample(looked: Looked, number: int, why: str, tokenizer: Any, task: Task) -> dict[str, Any]:
     """One row, token by token."""
-    row = looked.rows[number]
+    row, told = task.legible(looked.rows[number])
     text = visible(row.input_ids, row.spans, tokenizer)
     return {
         "row": number,
         "place": looked.places(looked.census, [number])[0],
-        "why": why,
+        "why": ", ".join(filter(None, [why, told])),
         "tokens": len(row),
-        "trained": row.trained,
+        "trained": looked.rows[number].trained,
         "cut": row.cut,
         "problem": None,
         "text": [each._asdict() for each in text],

@@ -26,37 +26,52 @@ COMPARED = 100
 WORST = {"ok": 0, "warning": 1, "failed": 2}
 
 
-def checked(recipe: Recipe, name: str, sets: Mapping[str, Looked], encoder: Encoder) -> list[Check]:
-    """Everything that can be wrong with the usable rows of a set."""
-    looked, tokenizer = sets[name], encoder.tokenizer
-    found, parsed, places = looked.census, looked.parsed, looked.places
+def checked(
+    recipe: Recipe, name: str, sets: Mapping[str, Looked], tokenizer: Any, encoder: Encoder | None
+) -> list[Check]:
+    """Everything that can be wrong with the usable rows of a set; with an `encoder` also of how texts were rendered."""
+    looked, task = sets[name], recipe.trainer.task
+    found, places = looked.census, looked.places
     assert looked.prepared is not None
-    stops = looked.prepared.stop_ids
-    few = spread(len(parsed), COMPARED)
-    spelling = Spelled(encoder)
-    spelled = [number for number, row in enumerate(parsed) if spelling.in_row(row)]
-    looked.load([*few, *spelled[: 2 * COMPARED], *(found.origins[row] for row in found.worth_telling())])
-    compared = [(parsed[row], pieces_of(looked, row)) for row in sorted({*few, *spelled[:COMPARED]})]
-    longest = max(looked.rows, key=len)
-    own = None
-    with suppress(DataError):
-        own = find("tokenizer", tokenizer, HERE, lambda line: None)
+    looked.load(found.origins[row] for row in found.worth_telling())
     checks = of_figures(found, places, recipe.dataset.max_length)
-    checks += [
-        of_template([parsed[row] for row in few], encoder, own),
-        of_rendering(compared, encoder),
-        of_spelling([parsed[row] for row in spelled[: 2 * COMPARED]], len(spelled), encoder),
-        of_padding(found, [*(looked.rows[i] for i in spread(len(looked.rows), 7)), longest], tokenizer, stops, places),
-        generation_stops(recipe, stops, tokenizer),
-        of_repeats(found, name, places),
-    ]
+    if encoder is not None:
+        checks += of_texts(looked, encoder)
+    if task.head.classifies:
+        checks = [check for check in checks if check.name in ("lengths", "unknown characters")]
+    else:
+        checks.append(generation_stops(recipe, looked.prepared.stop_ids, tokenizer))
     held = {key: each for key, each in sets.items() if key != TRAIN and each.prepared}
     leaks = of_leaks(
         sets[TRAIN].census,
         {key: each.census for key, each in held.items()},
         {key: each.places for key, each in sets.items()},
     )
-    return [*checks, *leaks]
+    return [*checks, of_repeats(found, name, places), *leaks]
+
+
+def of_texts(looked: Looked, encoder: Encoder) -> list[Check]:
+    """What can be wrong with how conversations and texts were rendered and tokenised, and are padded."""
+    found, parsed, tokenizer = looked.census, looked.parsed, encoder.tokenizer
+    assert looked.prepared is not None
+    stops = looked.prepared.stop_ids
+    few = spread(len(parsed), COMPARED)
+    spelling = Spelled(encoder)
+    spelled = [number for number, row in enumerate(parsed) if spelling.in_row(row)]
+    looked.load([*few, *spelled[: 2 * COMPARED]])
+    compared = [(parsed[row], pieces_of(looked, row)) for row in sorted({*few, *spelled[:COMPARED]})]
+    longest = max(looked.rows, key=len)
+    own = None
+    with suppress(DataError):
+        own = find("tokenizer", tokenizer, HERE, lambda line: None)
+    return [
+        of_template([parsed[row] for row in few], encoder, own),
+        of_rendering(compared, encoder),
+        of_spelling([parsed[row] for row in spelled[: 2 * COMPARED]], len(spelled), encoder),
+        of_padding(
+            found, [*(looked.rows[i] for i in spread(len(looked.rows), 7)), longest], tokenizer, stops, looked.places
+        ),
+    ]
 
 
 def refusals(sets: Mapping[str, Looked]) -> list[Check]:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, cast
 
 from peftctl.config.near import did_you_mean
-from peftctl.data.dataset import Dataset, Sources, Split
+from peftctl.data.dataset import Sources, Split
 from peftctl.data.encode import NEVER_STOPS, TRAINS_NOTHING
 from peftctl.data.examples import examples, format_of
 from peftctl.data.fitting import NOTHING_LEFT, Encoded
@@ -97,7 +97,7 @@ def read_sets(recipe: Recipe, wanted: str, tokenizer: Any, say: Say, progress: M
 
     def looked_at(name: str, spec: Sources) -> Looked:
         try:
-            return look(spec, dataset, tokenizer, say, progress)
+            return look(spec, recipe, tokenizer, say, progress)
         except DataError as error:
             if name == wanted or isinstance(dataset.eval, Split):
                 raise
@@ -115,16 +115,17 @@ def read_sets(recipe: Recipe, wanted: str, tokenizer: Any, say: Say, progress: M
     return found
 
 
-def look(spec: Sources, dataset: Dataset, tokenizer: Any, say: Say, progress: Meter) -> Looked:
+def look(spec: Sources, recipe: Recipe, tokenizer: Any, say: Say, progress: Meter) -> Looked:
     """The rows of `spec` as training would have them; where it would refuse, those that can be used."""
-    ready = partial(prepare, spec, tokenizer=tokenizer, root=HERE, progress=progress)
+    dataset, task = recipe.dataset, recipe.trainer.task
+    ready = partial(prepare, spec, tokenizer=tokenizer, root=HERE, progress=progress, reading=task.reading)
     try:
         prepared = ready(dataset=dataset, say=say)
     except DataError as error:
         refused = error
     else:
         if prepared.ledger.kept == prepared.ledger.read:
-            texts = Texts(spec, prepared.formats, dataset, HERE, prepared.ledger.kept)
+            texts = Texts(spec, prepared.formats, dataset, HERE, prepared.ledger.kept, task.accept)
             return Looked(spec=spec, prepared=replace(prepared, parsed=texts))
         # which of the rows that can be read were kept, only preparing them tells
         return Looked(spec=spec, prepared=ready(dataset=dataset, keep_parsed=True))
@@ -138,15 +139,16 @@ def look(spec: Sources, dataset: Dataset, tokenizer: Any, say: Say, progress: Me
     return Looked(spec=spec, prepared=prepared, problems=refused.problems)
 
 
-def refused(looked: Looked, dataset: Dataset) -> tuple[Parsed, Problem] | None:
+def refused(looked: Looked, recipe: Recipe) -> tuple[Parsed, Problem] | None:
     """The first row that can be read and cannot be trained, and why."""
     told = [problem for problem in looked.problems if kind_of(problem) != UNUSABLE]
     if not told:
         return None
+    dataset, accept = recipe.dataset, recipe.trainer.task.accept
     for source in listed(looked.spec):
         with suppress(DataError):
             format = format_of(source, dataset, HERE, lambda line: None, Mistakes())
-            for item in examples(source, format, dataset, HERE) if format else ():
+            for item in examples(source, format, dataset, HERE, accept=accept) if format else ():
                 if isinstance(item, Chat | Pair | Text) and told[0].text.startswith(f"{item.place}: "):
                     return item, told[0]
     return None

@@ -27,6 +27,7 @@ def found(*text: dict[str, Any], **more: Any) -> dict[str, Any]:
         "set": "train",
         "ok": False,
         "model": "tiny",
+        "task": "sft",
         "formats": ["messages"],
         "chat_template": "tokenizer",
         "train_on": "assistant",

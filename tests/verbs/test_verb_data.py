@@ -269,3 +269,16 @@ def test_html(write: Callable[..., str], cli: Callable[..., SimpleNamespace], tm
     assert "".join(token[1] for token in reader.tokens).count("<script>alert('x')</script>") == 2
     for check in data("recipe.yaml")["checks"]:
         assert check["name"] in page
+
+
+def test_rows_of_another_task_are_shown_as_it_trains_them(base: Path, tmp_path: Path):
+    pair = {"prompt": "1+1? ", "chosen": "two", "rejected": "three"}
+    rows = tiny_chat.write_rows(tmp_path / "pairs.jsonl", [pair, {**pair, "prompt": "2? "}])
+    recipe = tiny_chat.recipe(base, rows, trainer={"task": "dpo"})
+    found = data(recipe, rows=1)
+    assert (found["task"], found["formats"], found["ok"]) == ("dpo", ["preference"], True)
+    [sample] = found["samples"]
+    said = "".join(token["text"] for token in sample["text"])
+    assert said == "1+1? two<eos>1+1? three<eos>"
+    assert "".join(token["text"] for token in sample["text"] if token["trained"]) == "two<eos>three<eos>"
+    assert "packed" not in found["padding"]
