@@ -15,6 +15,7 @@ from peftctl.cli.commands import Command, CommandLineError, Group
 from peftctl.cli.data import data
 from peftctl.cli.evaluate import EXAMPLES, evaluate
 from peftctl.cli.init import init
+from peftctl.cli.kinds import methods, tasks
 from peftctl.cli.recipes import recipes
 from peftctl.cli.words import Changes, Json, Recipe, Target
 from peftctl.errors import PeftctlError, Problem
@@ -236,19 +237,5 @@ def schema() -> None:
     console.out_json(whole())
 
 
-@app.command(cls=Command, epilog="peftctl methods lora")
-def methods(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One method, with all its fields.")] = None,
-    as_json: Json = False,
-) -> None:
-    """List the methods, or explain one. Its page has the equation, the paper and the fields."""
-    from peftctl.cli.pages import listing, method_page
-    from peftctl.verbs.methods import describe
-
-    found = describe(name)
-    if as_json:
-        console.out_json(found)
-    elif name is None:
-        console.out(listing([(method["name"], method["title"]) for method in found], console.columns()))
-    else:
-        console.out(method_page(found, console.columns()))
+app.command(cls=Command, epilog="peftctl methods lora")(methods)
+app.command(cls=Command, epilog="peftctl tasks dpo")(tasks)

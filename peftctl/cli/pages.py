@@ -24,14 +24,24 @@ def method_page(method: Mapping[str, Any], columns: int | None) -> str:
     if method.get("merges"):
         facts.append(("merges", str(method["merges"])))
     facts += [("not with", f"`{key}`: {why}") for key, why in method.get("clashes", {}).items()]
-    parts = [method["name"], method["page"], listing(facts, columns), "fields:"]
-    return "\n\n".join([*parts, *(_field(field, columns) for field in method["fields"])])
+    return _page(method, facts, columns)
+
+
+def task_page(task: Mapping[str, Any], columns: int | None) -> str:
+    """A task: what its file opens with, which models it trains and what is measured, and its fields."""
+    facts = [("trains", f"a {task['model']}"), ("measured by", ", ".join(task["metrics"]))]
+    return _page(task, facts, columns)
+
+
+def _page(found: Mapping[str, Any], facts: Sequence[tuple[str, str]], columns: int | None) -> str:
+    fields = ["fields:", *(_field(field, columns) for field in found["fields"])] if found["fields"] else []
+    return "\n\n".join([found["name"], found["page"], listing(facts, columns), *fields])
 
 
 def _field(field: Mapping[str, Any], columns: int | None) -> str:
     """`r: 16  (whole number of at least 1)`, and below it what it does."""
     default = field["default"]
-    written = default if isinstance(default, str) else json.dumps(default, ensure_ascii=False)
+    written = default if isinstance(default, str) and default else json.dumps(default, ensure_ascii=False)
     note = f"{field['type']}, required" if field.get("required") else field["type"]
     head = f"  {field['name']}:{'' if field.get('required') else ' ' + written}  ({note})"
     return "\n".join([head, *(INDENT + line for _, line in aligned([("", field["doc"])], columns and columns - 4))])

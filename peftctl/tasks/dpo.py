@@ -35,7 +35,7 @@ class DPO(Preferring):
     beta: Positive = 0.1
     """How close to stay to the reference: less lets the model go further."""
     variant: Literal["sigmoid", "robust", "hinge", "ipo"] = "sigmoid"
-    """The loss of how much better the better answer has become; the file's head has the equations."""
+    """The loss of how much better the better answer has become, by the equations above."""
     label_smoothing: Fraction = 0.0
     """Share of pairs that are thought to be the wrong way round, below a half; of `sigmoid` and `robust`."""
 

@@ -48,6 +48,6 @@ def told(preset: str) -> dict[str, str]:
     return {"name": preset, "title": f"`{real}` with {', '.join(keys)}"}
 
 
-def page(cls: type[Method]) -> str:
-    """The docstring of the file that a method is written in."""
+def page(cls: type[Any]) -> str:
+    """The docstring of the file that a method or a task is written in."""
     return (sys.modules[cls.__module__].__doc__ or "").strip()

@@ -20,6 +20,7 @@ TOP = [
     "validate",
     "schema",
     "methods",
+    "tasks",
     "recipes",
     "adapters",
 ]

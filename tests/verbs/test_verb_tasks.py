@@ -1,0 +1,33 @@
+"""What `peftctl tasks` knows: every task with what it trains, its fields and its metrics."""
+
+from __future__ import annotations
+
+import pytest
+
+from peftctl.errors import RecipeError
+from peftctl.evaluation.metrics import METRICS
+from peftctl.tasks import TASKS
+from peftctl.tasks.task import plain, read
+from peftctl.verbs.tasks import describe
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_page_says_what_a_user_asks(name: str):
+    task = describe(name)
+    assert task["title"]
+    assert "loss" in task["page"]
+    assert task["model"].startswith(("causal", "model", "text"))
+    assert {METRICS[metric].needs for metric in task["metrics"]} <= TASKS[name]().judged.measures
+    assert all(field["doc"] for field in task["fields"])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_what_is_written_reads_back(name: str):
+    assert read(plain(read(name))) == read(name)
+    assert read({"type": name}) == read(name)
+
+
+def test_all_of_them_are_listed_and_unknown_ones_told():
+    assert [task["name"] for task in describe()] == sorted(TASKS)
+    with pytest.raises(RecipeError, match="dpq: no such task; did you mean `dpo`"):
+        describe("dpq")
