@@ -14,7 +14,7 @@ from peftctl.cli.commands import CommandLineError
 QUESTIONS = {
     "model": "base model: a hub id, a folder or a .gguf file",
     "data": "training rows: a file, folder or hub id",
-    "task": "task: chat, instruction, text, code, classification, translation or summarisation",
+    "task": "task: chat, instruction, text, code, classification, translation, summarisation or preferences",
 }
 
 
@@ -25,7 +25,8 @@ def init(
     task: Annotated[
         str | None,
         typer.Option(
-            metavar="TASK", help="chat, instruction, text, code, classification, translation or summarisation."
+            metavar="TASK",
+            help="chat, instruction, text, code, classification, translation, summarisation or preferences.",
         ),
     ] = None,
     method: Annotated[

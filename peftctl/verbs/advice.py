@@ -12,7 +12,9 @@ from typing import Literal, NamedTuple
 
 from peftctl.errors import RecipeError
 
-TaskName = Literal["chat", "instruction", "text", "code", "classification", "translation", "summarisation"]
+TaskName = Literal[
+    "chat", "instruction", "text", "code", "classification", "translation", "summarisation", "preferences"
+]
 Preset = Literal["conservative", "balanced", "aggressive"]
 Reach = Literal["query and value", "attention", "all-linear"]
 
@@ -39,6 +41,7 @@ TASKS: dict[TaskName, Task] = {
     "classification": Task(8, 0.1, "attention", "few outputs need few directions"),
     "translation": Task(32, 0.1, "all-linear", "two languages ask for more than one"),
     "summarisation": Task(16, 0.1, "attention", "generation, from long inputs"),
+    "preferences": Task(16, 0.05, "attention", "generation"),
 }
 
 RANKS = ((1_000, 4, 8), (10_000, 8, 16), (100_000, 16, 64), (math.inf, 64, 256))
@@ -70,6 +73,8 @@ class Known:
     query_and_value: list[str] | None = None
     """The names of those modules in this model; None when nothing tells, or both are in one."""
     preset: Preset = "balanced"
+    trained_as: str | None = None
+    """The recipe's task, where it is not supervised fine-tuning of a causal language model."""
 
     @property
     def large(self) -> bool:
@@ -129,6 +134,10 @@ def targets(known: Known) -> Setting:
 
 def learning_rate(known: Known) -> Setting:
     """`trainer.learning_rate` of low-rank updates."""
+    if known.task == "preferences":
+        return Setting("2e-5", "a tenth of what supervised fine-tuning takes: the model must not stray far")
+    if known.trained_as == "seq2seq":
+        return Setting("1e-3", "encoder-decoders such as T5 take more than decoders")
     if known.large:
         return Setting("1e-4", f"{known.size}; at 70B 5e-5 to 1e-4")
     if known.parameters is not None and known.parameters < SMALL:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -20,11 +21,14 @@ from peftctl.engine.method import Method
 from peftctl.errors import RecipeError
 from peftctl.methods import METHODS
 from peftctl.models.folder import read_config, weight_files
+from peftctl.models.head import CAUSAL, SEQ2SEQ
+from peftctl.models.known import known as known_models
+from peftctl.models.known import parameters as count
 from peftctl.models.source import local, resolve
 from peftctl.recipe import PRESETS
 from peftctl.training import filesystem, storage
 from peftctl.verbs import advice
-from peftctl.verbs.advice import Known, Setting
+from peftctl.verbs.advice import Known, Setting, TaskName
 from peftctl.verbs.events import Listen, silent, speaker
 
 HERE = Path(".")
@@ -68,8 +72,14 @@ def init(
     if target.exists():
         raise RecipeError(f"{target}: exists already", "name another file, or remove it first")
     rows = counted(data, listen)
+    shape = shape_of(model)
     known = Known(
-        task=name, rows=rows, parameters=parameters(model), query_and_value=query_and_value(model), preset=chosen
+        task=name,
+        rows=rows,
+        parameters=parameters(model),
+        query_and_value=query_and_value(shape),
+        preset=chosen,
+        trained_as=trained_as(name, shape),
     )
     kind = Setting(method, "as asked for") if method else advice.method(known)
     text = "\n".join(lines(known, kind, seen_from(target, model), seen_from(target, data), target)) + "\n"
@@ -112,10 +122,12 @@ def lines(known: Known, kind: Setting, model: str, data: str, target: Path) -> I
     yield line("eval", {"split": 0.05}, "rows held out; better: a file of its own", 1)
     if known.task == "text":
         yield line("on_long", "split", "long texts are trained whole, in pieces", 1)
-    else:
+    elif not known.trained_as:
         yield "  # chat_template: chatml                      # where the tokenizer has none of its own"
     yield line("max_length", 2048, "tokens; longer rows are cut and counted", 1)
     yield "trainer:"
+    if known.trained_as:
+        yield line("task", known.trained_as, "this kind of model has a task of its own", 1)
     yield line("epochs", *advice.epochs(known), 1)
     yield line("batch_size", *advice.batch_size(known), 1)
     yield line("micro_batch_size", 4, "sequences per forward: less saves memory, the result is the same", 1)
@@ -125,7 +137,7 @@ def lines(known: Known, kind: Setting, model: str, data: str, target: Path) -> I
         yield line("gradient_checkpointing", True, "a quarter slower, far less memory", 1)
     if name == "qlora":
         yield line("optimizer", "paged_adamw_8bit", "its state in 8 bits, out of the way when memory is short", 1)
-    if known.task == "classification":
+    if known.task == "classification" and known.trained_as != "classification":
         yield "eval:"
         yield "  metrics: [loss]"
         yield "  # labels: [positive, negative]               # the answers to choose from: measures accuracy"
@@ -163,9 +175,11 @@ def counted(data: str, listen: Listen) -> int | None:
 
 
 def parameters(model: str) -> int | None:
-    """Of the base model: from its files where they are at hand, else from its name; None when neither tells."""
+    """Of the base model: from its files where they are at hand, else from what is known of it, or its name; or None."""
     if isinstance(path := resolve(model), Path) and path.is_dir():
         return sum(file.stat().st_size for file in weight_files(path, model)) // 2  # nearly all are stored in 16 bits
+    if model in known_models():
+        return count(known_models()[model])
     found = SIZE.search(Path(model).name)
     if found is None:
         return None
@@ -173,10 +187,30 @@ def parameters(model: str) -> int | None:
     return round(float(number) * float((experts or "x1")[1:]) * (1e9 if unit in "bB" else 1e6))
 
 
-def query_and_value(model: str) -> list[str] | None:
-    """The names of its query and value matrices; None when the model is not at hand or has them in one."""
-    path = resolve(model)
-    if not isinstance(path, Path):
+def shape_of(model: str) -> Mapping[str, Any]:
+    """The configuration of a model that is at hand or well known; empty for others."""
+    if isinstance(resolve(model), Path):
+        return read_config(local(model, weights=False), model)
+    return known_models().get(model, {})
+
+
+def query_and_value(shape: Mapping[str, Any]) -> list[str] | None:
+    """The names of its query and value matrices; None when nothing tells, or they are in one."""
+    return next((names for kinds, names in QUERY_AND_VALUE.items() if shape.get("model_type") in kinds), None)
+
+
+def trained_as(task: TaskName, shape: Mapping[str, Any]) -> str | None:
+    """The task of a recipe where that is not to train a causal language model."""
+    if task == "preferences":
+        return "dpo"
+    from transformers import AutoConfig
+
+    kind = shape.get("model_type")
+    if kind is None:
         return None
-    kind = read_config(local(model, weights=False), model).get("model_type")
-    return next((names for kinds, names in QUERY_AND_VALUE.items() if kind in kinds), None)
+    parsed = AutoConfig.for_model(**shape)
+    if SEQ2SEQ.fits(parsed, shape.get("architectures")) and not CAUSAL.fits(parsed, shape.get("architectures")):
+        return "seq2seq"
+    if task == "classification" and not CAUSAL.fits(parsed, shape.get("architectures")):
+        return "classification"
+    return None
