@@ -32,6 +32,9 @@ class Adapter(nn.Module):
     follows: Adapter | None = None
     """The adapter of another host that this one repeats, because their hosts share one weight: no child either."""
 
+    replaces: ClassVar[bool] = False
+    """Whether `merged` gives values of its own, whatever it is given."""
+
     strength: float = 1.0
     """The weight given by `activate`; 1 is the adapter as trained."""
 

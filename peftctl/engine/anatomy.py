@@ -155,9 +155,13 @@ def shorthand(sites: list[Site], target: str, model: nn.Module) -> set[str] | No
 
 
 def output_head(model: nn.Module) -> nn.Module | None:
-    """The module that turns hidden states into logits; None for a model without one."""
-    getter = getattr(model, "get_output_embeddings", None)
-    return getter() if getter is not None else None
+    """The module that turns hidden states into logits; None for a model without one.
+
+    A model that writes about pictures may have it in the model inside that writes.
+    """
+    getters = (getattr(module, "get_output_embeddings", None) for module in model.modules())
+    found = (getter() for getter in getters if getter is not None)
+    return next((head for head in found if head is not None), None)
 
 
 def fullmatch(pattern: str, name: str, place: str) -> bool:

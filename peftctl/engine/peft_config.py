@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from peftctl.config.quote import quoted, shown
-from peftctl.engine.anatomy import HEADS, under
+from peftctl.engine.anatomy import HEADS, has_decoder, under
 from peftctl.engine.patterns import STEPS, steps
 from peftctl.errors import AdapterError, Problem, StorageError
 
@@ -93,6 +93,8 @@ def common(model: nn.Module, peft_type: str) -> dict[str, Any]:
     """The keys that every adapter_config.json has."""
     name = type(model).__name__
     task = next((task for ending, task in TASKS.items() if name.endswith(ending)), None)
+    if task == "SEQ_2_SEQ_LM" and not has_decoder(model):  # writes about pictures; PEFT would feed it a decoder's ids
+        task = None
     auto = {"base_model_class": name, "parent_library": type(model).__module__} if task is None else None
     return {
         "auto_mapping": auto,

@@ -22,6 +22,8 @@ CACHES = ("past_key_values", "layer_past", "use_cache")
 class Trained(Adapter):
     """A float32 copy of its host that runs instead of it, in the dtype of the input (HF PEFT: modules_to_save)."""
 
+    replaces = True
+
     def __init__(self, host: nn.Module, place: str = "method.modules_to_save") -> None:
         super().__init__()
         if any(hosts.is_quantised(module) for module in host.modules()):

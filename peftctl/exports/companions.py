@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ FILES = (
     *("generation_config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json"),
     *("*.model", "vocab.json", "vocab.txt", "merges.txt", "*.tiktoken", "tekken.json"),
     *(TEMPLATE, "chat_template.json", "preprocessor_config.json", "processor_config.json"),
+    "video_preprocessor_config.json",
     *("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"),
 )
 """What travels from the base as it is; licences ask for it."""
@@ -24,18 +26,33 @@ ADAPTER_FILES = (TEMPLATE, "LICENSE*", "LICENCE*", "NOTICE*")
 """What travels with an adapter."""
 
 
-def write_config(folder: Path, base: Path, place: str, dtype: torch.dtype | None, untied: bool) -> None:
-    """The base's `config.json` for the merged weights; `dtype` is None when they keep that of the base's files."""
+def write_config(folder: Path, base: Path, place: str, dtype: torch.dtype | None, changed: Mapping[str, Any]) -> None:
+    """The base's `config.json` for the merged weights, with what `changed`; a key that is None there is removed.
+
+    `dtype` is None when they keep that of the base's files.
+    """
     config = read_json(base / CONFIG, place)
     config.pop("quantization_config", None)
     config.pop("auto_map", None)  # names code that does not travel
     if dtype is not None:
         key = "torch_dtype" if "torch_dtype" in config else "dtype"  # its older name
         config[key] = str(dtype).removeprefix("torch.")
-    if untied:
-        config["tie_word_embeddings"] = False
+    config = {key: value for key, value in {**config, **changed}.items() if key not in changed or value is not None}
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     filesystem.write(folder / CONFIG, [text.encode()])
+
+
+def classifier_config(model: Any) -> dict[str, Any]:
+    """What the configuration of the classifier `model` says that its base's does not; None for what it must not say."""
+    labels = {str(number): label for number, label in model.config.id2label.items()}
+    return {
+        "architectures": [type(model).__name__],
+        "id2label": labels,
+        "label2id": {label: int(number) for number, label in labels.items()},
+        "num_labels": None,  # follows from the labels
+        "problem_type": None,  # transformers' own loss, which peftctl does not use
+        "pad_token_id": model.config.pad_token_id,  # a decoder classifies at the last token that is none
+    }
 
 
 def copy_companions(folder: Path, base: Path, adapter: Path) -> None:

@@ -14,6 +14,7 @@ from peftctl.engine.anatomy import modules, output_head, under
 from peftctl.exports.weights import Weights
 from peftctl.models.base import Model
 from peftctl.models.device import choose_device, choose_dtype
+from peftctl.models.head import CAUSAL, Head, atop
 from peftctl.models.quantization import bitsandbytes
 
 
@@ -83,14 +84,17 @@ def there_and_back(matrix: Tensor, quantised: Quantised) -> Tensor:
     return cast(Tensor, functional.dequantize_4bit(kept.data, kept.quant_state))
 
 
-def linears(model: nn.Module) -> dict[str, nn.Module]:
+def linears(model: nn.Module, head: Head = CAUSAL) -> dict[str, nn.Module]:
     """The linears of the skeleton `model` that transformers quantises, by the name of their weight.
 
-    All but the output head, what shares its weight, and what the model keeps in float32 (T5's `wo`).
+    All but the output head or what classifies, what shares its weight, and what the model keeps in float32 (T5's `wo`).
     """
-    head, kept = output_head(model), getattr(model, "_keep_in_fp32_modules", None) or ()
+    last, kept = output_head(model), getattr(model, "_keep_in_fp32_modules", None) or ()
     return {
         f"{site}.weight": module
         for site, module in modules(model)
-        if hosts.is_linear(module) and module is not head and not any(under(site, entry) for entry in kept)
+        if hosts.is_linear(module)
+        and module is not last
+        and not any(under(site, entry) for entry in kept)
+        and not (head.classifies and atop(f"{site}.weight", str(model.base_model_prefix)))
     }

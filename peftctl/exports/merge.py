@@ -14,18 +14,21 @@ import torch
 from peftctl.engine.attach import methods
 from peftctl.engine.method import Method, name_of
 from peftctl.errors import NotMergeable, RunError, StorageError
-from peftctl.exports.companions import copy_companions, write_config
+from peftctl.exports.companions import classifier_config, copy_companions, write_config
 from peftctl.exports.dequantise import Dequantised, Quantised, linears
 from peftctl.exports.difference import compare
 from peftctl.exports.lineage import REPORT, digest, merged_before, refuse_twice
 from peftctl.exports.plan import DType, Part, Plan
-from peftctl.exports.proof import probes, prove
+from peftctl.exports.probes import probes
+from peftctl.exports.proof import prove
 from peftctl.exports.shards import write_shards
-from peftctl.exports.skeleton import keys, skeleton
+from peftctl.exports.skeleton import keys, skeleton, untie
 from peftctl.exports.weights import Weights
 from peftctl.methods import load
+from peftctl.models.adapted import head_of
+from peftctl.models.head import Head
 from peftctl.models.origin import origin
-from peftctl.models.quiet import Say, silent
+from peftctl.models.quiet import Say, few, silent
 from peftctl.models.tokenizer import read_tokenizer
 from peftctl.training import filesystem
 from peftctl.training.storage import staged
@@ -44,6 +47,7 @@ def merge(
     adapter: Path,
     output: Path,
     *,
+    head: Head | None = None,
     dtype: DType = "auto",
     into: Literal["base", "dequantised"] = "base",
     quantised: Quantised | None = None,
@@ -62,6 +66,7 @@ def merge(
         base: the unquantised model, a folder of safetensors.
         adapter: a folder in HF PEFT's format.
         output: must not exist. It comes into being when everything is written and proved.
+        head: what kind of model it is; what the adapter says when None.
         dtype: of all weights; `auto` leaves each as the base has it, and untouched ones bit for bit.
         into: `dequantised` merges into what a quantised run was trained on; it needs `quantised`.
         quantised: how the base was quantised when the adapter was trained, if it was.
@@ -84,7 +89,10 @@ def merge(
     place = str(base)
     if into == "dequantised" and quantised is None:
         raise RunError("export.into: `dequantised`: this adapter was not trained on quantised weights", "use `base`")
-    model = skeleton(base, place)
+    head = head or head_of(adapter, base)
+    weights = Weights(base, place)
+    model = skeleton(base, place, head)
+    untie(model, weights)
     before, identity = merged_before(base, place), digest(adapter)
     refuse_twice(identity, before, place)
     load(model, adapter, NAME)
@@ -93,21 +101,25 @@ def merge(
         text = "export.into: `base`: this adapter makes up for the quantisation that it was trained on"
         raise NotMergeable(text, "merge the run that made it, `--into dequantised`")
     method = name_of(methods(model)[NAME])
-    weights = Weights(base, place)
     if into == "dequantised" and quantised is not None:
-        quantisable = linears(model)
+        quantisable = linears(model, head)
         found = {key: quantisable[name] for name, key in keys(model, weights).items() if name in quantisable}
         weights = Dequantised(base, place, quantised, found)
-    plan = Plan.of(model, weights, NAME, dtype)
-    tokenizer = read_tokenizer(base, place)
+    plan = Plan.of(model, weights, NAME, dtype, head)
+    tokenizer = read_tokenizer(base, place, writes=not head.classifies)
     size = sum(part.size for part in plan.parts)
     with staged(output) as folder:
         refuse_full(folder, output, size)
         written = write_shards(folder, plan.parts, shard_size * GB, counted(weights, size, poll, progress))
-        write_config(folder, base, place, None if dtype == "auto" else getattr(torch, dtype), plan.untied)
+        changed = classifier_config(model) if head.classifies else {}
+        if plan.untied:
+            changed["tie_word_embeddings"] = False
+        write_config(folder, base, place, None if dtype == "auto" else getattr(torch, dtype), changed)
         copy_companions(folder, base, adapter)
         if plan.untied:
             say("embedding and output head were one weight and are two now")
+        if plan.left:
+            say(f"{len(plan.left)} tensors of the base are no part of the classifier and stay behind: {few(plan.left)}")
         say("proving the merged model against the adapter on its base")
         merged = Weights(folder, str(output))
         difference = compare(plan.parts, weights, merged, poll)
@@ -118,6 +130,7 @@ def merge(
             (base, weights),
             (folder, merged),
             probes(tokenizer, rows_of(model), texts),
+            head=head,
             dtypes={part.dtype for part in plan.parts if part.changes or part.cast},
             quantised=quantised,
             memory=memory,
@@ -129,6 +142,7 @@ def merge(
         report = {
             "adapter": {"sha256": identity, "method": method},
             "base": origin(base, base_name or base.name),
+            "model": head.what,
             "merged_before": before,
             "into": into,
             "dtype": dtype,
@@ -136,6 +150,8 @@ def merge(
             "tensors": {
                 "total": len(plan.parts),
                 "changed": difference.changed,
+                "new": [part.name for part in plan.parts if part.key is None],
+                "left_behind": list(plan.left),
                 "adapted_but_unchanged": difference.unchanged,
             },
             "proof": proof.record(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,7 @@ from peftctl.engine.attach import adapters_of
 from peftctl.errors import AdapterError, ModelError, NotMergeable, Problem
 from peftctl.exports.skeleton import ends, keys, tensors, tied
 from peftctl.exports.weights import Weights
+from peftctl.models.head import CAUSAL, Head, atop
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Change = tuple[Adapter, str]
@@ -26,8 +28,8 @@ class Part:
     name: str
     """In the merged files: as in the base's, or the model's own for one that was tied."""
 
-    key: str
-    """In the base's files."""
+    key: str | None
+    """In the base's files; None where they lack it, and the adapter brings all of it."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -45,11 +47,15 @@ class Part:
 
     def before(self, weights: Weights) -> Tensor:
         """What is merged into, in the dtype of the result. Raises ModelError when it does not fit that."""
-        return self.fitted(weights.read(self.key))
+        return self.fitted(self.stored(weights))
+
+    def stored(self, weights: Weights) -> Tensor:
+        """What the base has of it: zeros where it has nothing."""
+        return torch.zeros(self.shape) if self.key is None else weights.read(self.key)
 
     def after(self, weights: Weights) -> Tensor:
         """The merged tensor: float32 arithmetic, rounded once."""
-        value = weights.read(self.key)
+        value = self.stored(weights)
         if not self.changes:
             return self.fitted(value)
         value = value.float()
@@ -77,14 +83,22 @@ class Plan:
     untied: bool
     """Whether embedding and output head stop sharing one weight."""
 
+    left: tuple[str, ...] = ()
+    """What of the base's files is no part of a classifier, and stays behind."""
+
     @classmethod
-    def of(cls, model: nn.Module, weights: Weights, name: str, dtype: DType) -> Plan:
-        """The plan for the adapter `name`, attached to the skeleton `model` of the files `weights`.
+    def of(cls, model: nn.Module, weights: Weights, name: str, dtype: DType, head: Head = CAUSAL) -> Plan:
+        """The plan for the adapter `name`, attached to the skeleton `model` with `head` of the files `weights`.
 
         Raises NotMergeable with all sites whose adapter is more than a change of weights, AdapterError when a change
-        cannot be written into this model, ModelError when files and model do not fit.
+        cannot be written into this model or a head is nowhere, ModelError when files and model do not fit.
         """
         changed, found = changes(model, name), keys(model, weights)
+        if not changed:
+            raise AdapterError("the adapter changes no weight of this model", "is it the right adapter?")
+        new = brought(model, weights, changed, found) if head.classifies else {}
+        found = {name: key for name, key in found.items() if name not in new}
+        changed = {name: applied for name, applied in changed.items() if name not in new}
         touched = [group for group in tied(model) if group & changed.keys()]
         together = [group for group in touched if group & found.keys() and alike(group, changed)]
         unwritten = set().union(*together) - found.keys()  # the files have it under the name of another member
@@ -98,17 +112,24 @@ class Plan:
         refuse_unfit(model, weights, changed, origin)
         by_key = {key: member for member, key in found.items()}
 
+        def rounded(stored: torch.dtype) -> torch.dtype:
+            return stored if dtype == "auto" or not stored.is_floating_point else getattr(torch, dtype)
+
         def part(name: str, key: str, member: str | None) -> Part:
             stored = weights.stored[key]
-            wanted = stored.dtype
-            if dtype != "auto" and wanted.is_floating_point:
-                wanted = getattr(torch, dtype)
+            wanted = rounded(stored.dtype)
             applied = changed.get(member, ()) if member is not None else ()
             return Part(name, key, wanted, stored.shape, applied, wanted is not stored.dtype)
 
-        parts = [part(key, key, by_key.get(key)) for key in weights.stored]
+        names = {key: key for key in weights.stored}
+        if head.classifies:
+            names = own_names(model, weights, by_key, new)
+        parts = [part(name, key, by_key.get(key)) for key, name in names.items()]
         parts += [part(member, key, member) for member, key in origin.items() if member not in found]
-        return cls(parts, untied=bool(groups))
+        usual = rounded(next(s.dtype for s in weights.stored.values() if s.dtype.is_floating_point))
+        known = tensors(model)
+        parts += [Part(n, None, usual, tuple(known[n].shape), applied) for n, applied in new.items()]
+        return cls(parts, untied=bool(groups), left=tuple(key for key in weights.stored if key not in names))
 
 
 def changes(model: nn.Module, name: str) -> dict[str, tuple[Change, ...]]:
@@ -128,6 +149,37 @@ def changes(model: nn.Module, name: str) -> dict[str, tuple[Change, ...]]:
     if problems:
         raise NotMergeable.of(problems)
     return found
+
+
+def brought(
+    model: nn.Module, weights: Weights, changed: dict[str, tuple[Change, ...]], found: dict[str, str]
+) -> dict[str, tuple[Change, ...]]:
+    """What of `changed` the files lack, or have for other labels, and the adapter brings whole: a classifier's head.
+
+    Raises AdapterError when neither has it.
+    """
+    known, prefix = tensors(model), str(getattr(model, "base_model_prefix", ""))
+    fits = {name for name, key in found.items() if tuple(known[name].shape) == weights.stored[key].shape}
+    lacking = [name for name in known if atop(name, prefix) and name not in fits]
+    new = {name: changed[name] for name in lacking if name in changed and changed[name][-1][0].replaces}
+    if nowhere := [name for name in lacking if name not in new]:
+        text = "`{}` is not in the base, and not in the adapter, so there is nothing to classify with"
+        hint = "the base may be another than it was trained on, or the head was not saved (`modules_to_save`)"
+        raise AdapterError.of([Problem(text.format(name), hint) for name in nowhere])
+    return new
+
+
+def own_names(model: nn.Module, weights: Weights, by_key: dict[str, str], new: Collection[str]) -> dict[str, str]:
+    """The name in a merged classifier of every tensor in the files that belongs to it: the model's own.
+
+    Beside a new head, names without the prefix of the model inside the model would not be found. Where some of the
+    model is in the files in another form, what seems to belong to nothing may be that, and all stays as it is.
+    """
+    known = tensors(model)
+    there = {id(known[name]) for name in [*by_key.values(), *new]}
+    if all(id(tensor) in there for tensor in known.values()):
+        return {key: by_key[key] for key in weights.stored if key in by_key}
+    return {key: key for key in weights.stored if key not in new}
 
 
 def alike(group: set[str], changed: dict[str, tuple[Change, ...]]) -> bool:
@@ -160,5 +212,3 @@ def refuse_unfit(
     if wrong:
         text = f"{weights.place}: `{{}}` is {{}} in the files, {{}} by `config.json`"
         raise ModelError.of([Problem(text.format(n, weights.stored[origin[n]].shape, shapes[n])) for n in wrong])
-    if not changed:
-        raise AdapterError("the adapter changes no weight of this model", "is it the right adapter?")

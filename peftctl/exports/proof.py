@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,33 +14,18 @@ from torch import Tensor, nn
 
 from peftctl.errors import ModelError
 from peftctl.exports.dequantise import Quantised
+from peftctl.exports.probes import Batch, batch_of
 from peftctl.exports.running import running
 from peftctl.exports.weights import Weights
 from peftctl.methods import load
 from peftctl.models import base as models
+from peftctl.models.head import Head
 
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 """By the dtype that weights were rounded to. 32 bits: the largest difference of a logit, relative to the largest logit
 (at least 1), which is what sums in another order differ by. 16 bits: the norm of all differences relative to that of
-all logits, 2 epsilons; rounding adds up over the layers of a deep model, and single logits stray by more."""
-
-TEXTS = (
-    "The quick brown fox jumps over the lazy dog, and nobody asks why.",
-    "Übermorgen fährt Jürgen mit der U-Bahn nach Köln; das Öl ist teuer.",
-    "La niña pidió café con leche; ¿cuánto cuesta? Son 12,50 €.",
-    "Сегодня вечером мы пойдём в театр, если не будет дождя.",
-    "人工智能正在改变世界。東京は今日も雨です。",
-    "السلام عليكم، كيف حالك اليوم؟ नमस्ते दुनिया",
-    "def area(r: float) -> float:\n    return 3.14159 * r ** 2  # circle\n",
-    '1, 1, 2, 3, 5, 8, 13, 21, 34: what comes next? {"answer": 55}',
-)
-"""What the models are asked, beside the caller's own texts."""
-
-LENGTH = 16
-"""Tokens in a row of probes."""
-
-ROWS = 24
-"""Most rows: the logits of one model for all of them are kept, 230 MB where there are 150,000 tokens."""
+all logits (a root mean square of at least 1), 2 epsilons; rounding adds up over the layers of a deep model, and single
+logits stray by more."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +36,18 @@ class Distance:
     mean_difference: float
     scale: float
     """The largest logit of the other, its sign aside."""
+    size: float
+    """Root of the mean square of the other's logits."""
     relative_norm: float
     """Norm of all differences, relative to the norm of the other's logits."""
     kl: float
-    """Mean Kullback-Leibler divergence of the next token, in nats."""
+    """Mean Kullback-Leibler divergence of the next token, or of the class, in nats."""
     top1_agreement: float
-    """Share of positions at which both find the same token the most probable."""
+    """Share of positions at which both find the same token, or class, the most probable."""
 
     @classmethod
     def of(cls, logits: Tensor, other: Tensor) -> Distance:
-        """Both [rows, length, tokens], float32."""
+        """Both [rows, length, tokens], or [rows, classes] of whole texts, float32."""
         difference = (logits - other).abs()
         kl = 0.0
         for row, reference in zip(logits, other, strict=True):  # row by row: in float64 all of them are large
@@ -69,6 +57,7 @@ class Distance:
             max_difference=float(difference.max()),
             mean_difference=float(difference.mean()),
             scale=float(other.abs().max()),
+            size=float(other.square().mean().sqrt()),
             relative_norm=float(torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(other)),
             kl=kl,
             top1_agreement=float((logits.argmax(-1) == other.argmax(-1)).float().mean()),
@@ -76,33 +65,19 @@ class Distance:
 
     def judged(self, dtype: torch.dtype) -> float:
         """The figure that `TOLERANCES` limits for weights rounded to `dtype`."""
-        return self.relative_norm if dtype.itemsize == 2 else self.max_difference / max(1.0, self.scale)
-
-
-def probes(tokenizer: Any, vocabulary: int, texts: Sequence[str] = ()) -> Tensor:
-    """Token ids [rows, LENGTH] of the caller's `texts` and of ours, and a row from all over the vocabulary.
-
-    Rows are cut from the texts in a row, without padding. The caller's come first, and take two thirds at most.
-    """
-    spread = [(number * vocabulary // LENGTH + number) % vocabulary for number in range(LENGTH)]
-    own = rows(tokenizer, TEXTS)
-    asked = rows(tokenizer, texts)[: ROWS * 2 // 3]
-    return torch.tensor([*asked, *own[: ROWS - 1 - len(asked)], spread])
-
-
-def rows(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The tokens of `texts`, one after the other, cut into rows; the last one begins again with the first tokens."""
-    ids = [token for text in texts for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
-    ids += ids[: -len(ids) % LENGTH] if len(ids) >= LENGTH else ids * LENGTH
-    return [ids[start : start + LENGTH] for start in range(0, len(ids) - LENGTH + 1, LENGTH)]
+        if dtype.itemsize == 2:
+            return self.relative_norm * min(1.0, self.size)
+        return self.max_difference / max(1.0, self.scale)
 
 
 @torch.no_grad()
-def logits(model: nn.Module, ids: Tensor) -> Tensor:
-    """float32 on the CPU, [rows, length, tokens]. Raises ModelError when one is not finite."""
+def logits(model: nn.Module, batch: Batch) -> Tensor:
+    """float32 on the CPU, [rows, length, tokens] or [rows, classes]. Raises ModelError when one is not finite."""
     device = next(p.device for p in model.parameters() if not p.is_meta)
-    ids = ids.to(device)
-    found: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float().cpu()
+    given: dict[str, Any] = {key: value.to(device) for key, value in batch.items()}
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        given["use_cache"] = False
+    found: Tensor = model(**given).logits.float().cpu()
     if not bool(torch.isfinite(found).all()):
         raise ModelError("the proof: a logit is not a finite number", "is the base, or the adapter, damaged?")
     return found
@@ -120,7 +95,8 @@ class Proof:
     """The merged model from the run as it was trained, quantised; only told."""
     dtype: torch.dtype
     """The coarsest that changed weights were rounded to."""
-    rows: int
+    positions: int
+    """How many tokens, or classes, were predicted."""
 
     @property
     def difference(self) -> float:
@@ -147,7 +123,7 @@ class Proof:
             "difference": self.difference,
             "tolerance": TOLERANCES[self.dtype],
             "rounded_to": str(self.dtype).removeprefix("torch."),
-            "positions": self.rows * LENGTH,
+            "positions": self.positions,
             "merged_from_adapter": asdict(self.merged),
             "adapter_from_base": asdict(self.effect),
             "merged_from_quantised_run": asdict(self.quantised) if self.quantised else None,
@@ -160,48 +136,52 @@ def prove(
     merged: tuple[Path, Weights],
     ids: Tensor,
     *,
+    head: Head,
     dtypes: set[torch.dtype],
     quantised: Quantised | None = None,
     memory: int | None = None,
     poll: Callable[[], None],
 ) -> Proof:
-    """Compare three models on the probes `ids`, one model in memory at a time.
+    """Compare three models with `head` on the probes `ids`, one model in memory at a time.
 
     `base` and `merged` are folders with what to read of them; `dtypes` are those that changed weights were rounded
     to. Raises what loading a model raises.
     """
-    model = running(*base, memory).eval()
+    model = running(*base, head, memory).eval()
     poll()
-    untouched = logits(model, ids)  # first: an adapter may be written into the base itself
+    batch = batch_of(model, head, ids)
+    untouched = logits(model, batch)  # first: an adapter may be written into the base itself
     load(model, adapter)
     poll()
-    reference = logits(model, ids)
+    reference = logits(model, batch)
     effect = Distance.of(reference, untouched)
     del model, untouched
     gc.collect()  # a model and its hooks are a cycle
     poll()
-    model = running(*merged, memory)
+    model = running(*merged, head, memory)
     poll()
-    found = logits(model, ids)
+    found = logits(model, batch)
     del model
     gc.collect()
     poll()
     return Proof(
         merged=Distance.of(found, reference),
         effect=effect,
-        quantised=None if quantised is None else distance_to_run(found, adapter, base[0], quantised, ids),
+        quantised=None if quantised is None else distance_to_run(found, adapter, base[0], head, quantised, batch),
         dtype=max(dtypes, key=lambda dtype: TOLERANCES[dtype]),
-        rows=len(ids),
+        positions=found.shape[:-1].numel(),
     )
 
 
-def distance_to_run(merged: Tensor, adapter: Path, base: Path, quantised: Quantised, ids: Tensor) -> Distance | None:
+def distance_to_run(
+    merged: Tensor, adapter: Path, base: Path, head: Head, quantised: Quantised, batch: Batch
+) -> Distance | None:
     """How far the merged model's logits are from those of the quantised base with its adapter, as it was trained.
 
     None where that cannot be run: bitsandbytes does not load, or the device does not quantise.
     """
     try:
-        model = models.load(quantised.block(base)).model
+        model = models.load(quantised.block(base), head).model
     except ModelError:
         return None
-    return Distance.of(merged, logits(load(model, adapter).eval(), ids))
+    return Distance.of(merged, logits(load(model, adapter).eval(), batch))

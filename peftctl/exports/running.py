@@ -10,23 +10,30 @@ from torch import Tensor, nn
 
 from peftctl.errors import ModelError
 from peftctl.exports.dequantise import Dequantised
-from peftctl.exports.skeleton import blocks, keys, skeleton, tensors
+from peftctl.exports.skeleton import blocks, keys, skeleton, tensors, untie
 from peftctl.exports.weights import Weights
 from peftctl.models import base as models
+from peftctl.models.head import CAUSAL, Head, atop
 
 SPARE = 0.7
 """Share of the free memory that a whole model may take."""
 
 
-def running(folder: Path, weights: Weights, memory: int | None = None) -> nn.Module:
+def running(folder: Path, weights: Weights, head: Head = CAUSAL, memory: int | None = None) -> nn.Module:
     """The model in `folder`, on the CPU, in float32, with the tensors that `weights` reads.
+
+    Of a classifier, what the files lack is zeros: an adapter brings it.
 
     `memory` is what it may take, in bytes; a share of what is free when None. A model that fits is loaded by plain
     transformers. Raises ModelError when it cannot be loaded, or neither fits nor can be read layer by layer.
     """
     if weights.elements * torch.float32.itemsize > (SPARE * free_memory() if memory is None else memory):
-        return layered(folder, weights)
-    network: nn.Module = models.load(models.Model(name_or_path=str(folder), dtype="float32", device="cpu")).model
+        return layered(folder, weights, head)
+    base = models.load(models.Model(name_or_path=str(folder), dtype="float32", device="cpu"), head)
+    network: nn.Module = base.model
+    for name in base.new:
+        for parameter in network.get_submodule(name).parameters():
+            nn.init.zeros_(parameter)
     if isinstance(weights, Dequantised):
         found = tensors(network)
         with torch.no_grad():
@@ -36,12 +43,19 @@ def running(folder: Path, weights: Weights, memory: int | None = None) -> nn.Mod
     return network
 
 
-def layered(folder: Path, weights: Weights) -> nn.Module:
+def layered(folder: Path, weights: Weights, head: Head = CAUSAL) -> nn.Module:
     """The model with its embeddings and its head in memory, and every layer only while it runs."""
-    model = skeleton(folder, weights.place)
+    model = skeleton(folder, weights.place, head)
+    untie(model, weights)
     where, known = keys(model, weights), tensors(model)
     by_tensor = {id(known[name]): key for name, key in where.items()}  # a tied one is there under another's name
     origin = {name: where.get(name, by_tensor.get(id(tensor))) for name, tensor in known.items()}
+    for name in [name for name in known if head.classifies and atop(name, str(model.base_model_prefix))]:
+        key = origin[name]
+        if key is None or weights.stored[key].shape != tuple(known[name].shape):
+            owner, _, leaf = name.rpartition(".")
+            put(model.get_submodule(owner), leaf, torch.zeros(known[name].shape))
+            del origin[name]
     if lacking := sorted(name for name, key in origin.items() if key is None):
         raise ModelError(
             f"{weights.place}: does not fit the memory, and cannot be read layer by layer: "

@@ -31,6 +31,8 @@ class Whole(Adapter):
     A skeleton without weights has none to write into. There they are kept apart, to be merged from.
     """
 
+    replaces = True
+
     def __init__(self, host: nn.Module) -> None:
         super().__init__()
         vars(self)["host"] = host

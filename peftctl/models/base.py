@@ -14,9 +14,9 @@ from peftctl.errors import ModelError
 from peftctl.models import quantization
 from peftctl.models.device import choose_device, choose_dtype
 from peftctl.models.folder import check_weights, fingerprint, read_config, weight_files
-from peftctl.models.head import CAUSAL, Head
+from peftctl.models.head import CAUSAL, Head, atop
 from peftctl.models.kind import check_kind
-from peftctl.models.quiet import Say, quiet, reason, silent
+from peftctl.models.quiet import Say, few, quiet, reason, silent
 from peftctl.models.source import local, resolve
 from peftctl.models.tokenizer import read_tokenizer
 
@@ -127,7 +127,11 @@ def load(
         options["attn_implementation"] = model.attention
     if quantize and model.quantization != "none":
         options["quantization_config"] = quantization.config(
-            model.quantization, double=model.double_quantization, dtype=dtype, device=device
+            model.quantization,
+            double=model.double_quantization,
+            dtype=dtype,
+            device=device,
+            skip=head.kept_whole(config),
         )
         say(f"weights in {model.quantization}")
     network, new = _read(folder, head, dtype, options, place, say)
@@ -187,9 +191,9 @@ def _read(
     others = {key for key, *_ in report["mismatched_keys"]} & own
     new = {key for key in report["missing_keys"] if key in own} | others
     if new:
-        say(f"new, starting from random numbers: {_few(sorted(new))}")
+        say(f"new, starting from random numbers: {few(sorted(new))}")
     if missing := sorted(set(report["missing_keys"]) - new):
-        raise ModelError(f"{place}: {len(missing)} tensors of the model are not in its files: {_few(missing)}", hint)
+        raise ModelError(f"{place}: {len(missing)} tensors of the model are not in its files: {few(missing)}", hint)
     if mismatched := sorted(each for each in report["mismatched_keys"] if each[0] not in new):
         name, found, wanted = mismatched[0]
         shapes = f"`{name}` is {list(found)}, should be {list(wanted)}"
@@ -197,23 +201,19 @@ def _read(
             f"{place}: {len(mismatched)} tensors have another shape than `config.json` says: {shapes}", hint
         )
     if unused := sorted(report["unexpected_keys"]):
-        say(f"{len(unused)} tensors in the files are no part of the model: {_few(unused)}")
+        say(f"{len(unused)} tensors in the files are no part of the model: {few(unused)}")
     model: PreTrainedModel = network.eval()
-    return model, tuple(sorted({_outermost(key, own) for key in new}))
+    others = set(network.state_dict()) - own
+    return model, tuple(sorted({_outermost(key, others) for key in new}))
 
 
 def _head_keys(network: PreTrainedModel) -> set[str]:
-    """The parameters outside the model inside the model; the pooler of BERT's kin belongs to what classifies."""
-    prefix = f"{network.base_model_prefix}."
-    return {name for name in network.state_dict() if not name.startswith(prefix) or ".pooler." in name}
+    """The parameters of what classifies."""
+    return {name for name in network.state_dict() if atop(name, network.base_model_prefix)}
 
 
-def _outermost(key: str, own: set[str]) -> str:
-    """The outermost module that holds the tensor `key` and nothing but tensors of `own`."""
+def _outermost(key: str, others: set[str]) -> str:
+    """The outermost module that holds the tensor `key` and none of `others`."""
     parts = key.split(".")[:-1]
-    prefix = ".".join(parts)
-    return parts[0] if all(not name.startswith(parts[0] + ".") or name in own for name in own) else prefix
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names[:3]) + (", ..." if len(names) > 3 else "")
+    prefixes = (".".join(parts[:length]) for length in range(1, len(parts)))
+    return next((p for p in prefixes if not any(name.startswith(p + ".") for name in others)), ".".join(parts))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +34,12 @@ class Head:
         """The same for these labels."""
         return replace(self, labels=labels)
 
+    def class_of(self, model_type: Any) -> str | None:
+        """The class of transformers for a type of model; None where it has no such head."""
+        from transformers.models.auto import modeling_auto as auto
+
+        return getattr(auto, self.mapping).get(model_type) if isinstance(model_type, str) else None
+
     def fits(self, parsed: Any, architectures: Any) -> bool:
         """Whether a model of the configuration `parsed`, saved from the classes `architectures`, can be loaded so."""
         from transformers.models.auto import modeling_auto as auto
@@ -53,12 +61,32 @@ class Head:
             return True
         return any(name in classes.values() or str(name).endswith(endings) for name in architectures)
 
+    def kept_whole(self, config: Mapping[str, Any]) -> list[str] | None:
+        """Patterns of the modules of a classifier that are not quantised: those that `atop` tells, which are trained.
+
+        None for another kind of model, of which transformers leaves out the output head. `config` is `config.json`.
+        """
+        if not self.classifies:
+            return None
+        import transformers
+
+        prefix = getattr(transformers, str(self.class_of(config["model_type"]))).base_model_prefix
+        return [rf"(?!{re.escape(prefix)}\.).*", r".*\.pooler\..*"]
+
     def options(self) -> dict[str, Any]:
         """What `from_pretrained` and the configuration are told about the labels."""
         if not self.labels:
             return {}
         numbered = dict(enumerate(self.labels))
         return {"num_labels": len(numbered), "id2label": numbered, "label2id": {v: k for k, v in numbered.items()}}
+
+
+def atop(name: str, prefix: str) -> bool:
+    """Whether the parameter `name` of a classifier lies outside the model inside it, which is called `prefix`.
+
+    The pooler of BERT's kin lies inside and belongs to what classifies: language models lack it.
+    """
+    return not name.startswith(f"{prefix}.") or ".pooler." in name
 
 
 CAUSAL = Head(

@@ -82,7 +82,9 @@ def _blocked(name: str) -> Iterator[None]:
         sys.modules.update(hidden)
 
 
-def config(quantization: str, *, double: bool, dtype: torch.dtype, device: torch.device) -> BitsAndBytesConfig:
+def config(
+    quantization: str, *, double: bool, dtype: torch.dtype, device: torch.device, skip: list[str] | None = None
+) -> BitsAndBytesConfig:
     """What transformers needs to quantise while it loads; the output head stays as it is (its default).
 
     Args:
@@ -90,6 +92,7 @@ def config(quantization: str, *, double: bool, dtype: torch.dtype, device: torch
         double: 4 bit only: quantise the scales as well, which saves 0.37 bits a weight.
         dtype: of the computation; 4-bit weights are unpacked into it.
         device: where the weights will be.
+        skip: patterns of the modules that stay as they are, instead of the output head.
 
     Raises:
         ModelError: not possible on this device, or bitsandbytes is not usable.
@@ -103,12 +106,13 @@ def config(quantization: str, *, double: bool, dtype: torch.dtype, device: torch
     from transformers import BitsAndBytesConfig
 
     if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization,
         bnb_4bit_use_double_quant=double,
         bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=skip,
     )
 
 

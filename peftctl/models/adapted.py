@@ -1,0 +1,54 @@
+"""What kind of model an adapter is for, by its folder and the configuration of its base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from peftctl.engine.peft_config import read_config
+from peftctl.engine.tensor_file import shapes
+from peftctl.models.folder import CONFIG, read_json
+from peftctl.models.head import CAUSAL, HEADS, PICTURES, SEQ2SEQ, Head
+from peftctl.models.origin import labels_in
+
+CLASSIFIERS = ("score", "classifier", "classification_head")
+"""What transformers calls the outermost module of a classifier."""
+
+
+def head_of(adapter: Path, base: Path) -> Head:
+    """What the model in the folder `base` is loaded as for the adapter in the folder `adapter`, with its labels.
+
+    Raises AdapterError and ModelError for folders that are neither, RunError for labels that are none.
+    """
+    said = read_config(adapter).get("task_type")
+    config = read_json(base / CONFIG, str(base))
+    named = HEADS.get(said) if isinstance(said, str) else None
+    if named is not None and named.classifies:
+        return named.with_labels(labels_in(adapter) or numbered(adapter, config))
+    # models that write about pictures are called like those with an encoder and a decoder, or like causal ones
+    kind, classes = SimpleNamespace(**{"model_type": None, **config}), config.get("architectures")
+    if named is CAUSAL:
+        alike = PICTURES.class_of(kind.model_type) == CAUSAL.class_of(kind.model_type)
+        tried: tuple[Head, ...] = (PICTURES,) if alike else ()
+    else:
+        tried = (SEQ2SEQ, PICTURES) if named is SEQ2SEQ else (PICTURES, SEQ2SEQ, CAUSAL)
+    return next((head for head in tried if head.fits(kind, classes)), named or CAUSAL)
+
+
+def numbered(adapter: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """`LABEL_0` and so on, as many as the adapter's own head has; none where that is what `config` says, or unknown.
+
+    HF PEFT's folders do not say what the classes are called, nor how many there are.
+    """
+    heads = {
+        key: shape[0]
+        for key, shape in shapes(adapter).items()
+        if key.partition(".")[0] in CLASSIFIERS and key.endswith(".weight") and len(shape) == 2 and ".lora_" not in key
+    }
+    last = [count for key, count in heads.items() if "out_proj" in key] or list(heads.values())
+    known = config.get("id2label")
+    if len(last) != 1 or len(known if isinstance(known, dict) else range(2)) == last[0]:
+        return ()
+    return tuple(f"LABEL_{number}" for number in range(last[0]))

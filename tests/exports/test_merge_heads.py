@@ -1,0 +1,152 @@
+"""Every kind of model: its adapter in HF PEFT, and its merged folder in plain transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import tiny
+import tiny_heads as zoo
+import torch
+from tiny_chat import tokenizer
+
+import peftctl
+from peftctl.engine import hosts
+from peftctl.engine.anatomy import modules
+from peftctl.errors import NotMergeable
+from peftctl.exports.dequantise import Quantised, linears
+from peftctl.exports.merge import merge
+from peftctl.exports.skeleton import skeleton
+from peftctl.models.adapted import head_of
+from peftctl.models.base import Model, load
+from peftctl.models.head import Head
+from peftctl.models.origin import ORIGIN, origin_bytes
+
+Write = Callable[..., tuple[Path, Path, Head]]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a base of the zoo and an adapter of it, its new head trained whole; gives both folders and the head."""
+
+    def make(name: str, kind: str = "lora", **fields: Any) -> tuple[Path, Path, Head]:
+        head, build = zoo.BASES[name]
+        torch.manual_seed(0)
+        base = tmp_path / "base"
+        build().save_pretrained(base)
+        tokenizer().save_pretrained(base)
+        return base, attached(base, head, tmp_path / "adapter", kind, **fields), head
+
+    return make
+
+
+def attached(base: Path, head: Head, folder: Path, kind: str = "lora", **fields: Any) -> Path:
+    """An adapter with random values, saved as a run saves it."""
+    labels = zoo.LABELS if head.classifies else ()
+    found = load(Model(name_or_path=str(base), dtype="float32", device="cpu"), head.with_labels(labels))
+    if found.new and kind != "full":
+        fields["modules_to_save"] = list(found.new)
+    if kind in ("lora", "dora"):
+        fields = {"r": 4, "alpha": 8, "target_modules": "all-linear", **fields}
+    peftctl.attach(found.model, peftctl.METHODS[kind](**fields))
+    tiny.stir(found.model)
+    peftctl.save(found.model, folder)
+    (folder / ORIGIN).write_bytes(origin_bytes(base, "base", labels))
+    return folder
+
+
+def whole(folder: Path, head: Head) -> Any:
+    """The model as plain transformers loads it, nothing left over and nothing made up."""
+    model, found = zoo.plain(folder, head, output_loading_info=True)
+    assert not any(found[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), found
+    return model
+
+
+def adapted(base: Path, adapter: Path) -> Any:
+    head = head_of(adapter, base)
+    model = zoo.plain(base, head)
+    if head.classifies:
+        model.config.pad_token_id = 0
+    return peftctl.load(model, adapter)
+
+
+@pytest.mark.parametrize("name", zoo.BASES)
+def test_merged_says_what_the_adapter_says(name: str, write: Write, tmp_path: Path) -> None:
+    base, adapter, head = write(name)
+    assert head_of(adapter, base) == head.with_labels(zoo.LABELS if head.classifies else ())
+    report = merge(base, adapter, tmp_path / "out")
+    assert report["model"] == head.what
+    merged = whole(tmp_path / "out", head)
+    expected = zoo.logits(adapted(base, adapter), head)
+    torch.testing.assert_close(zoo.logits(merged, head), expected, rtol=0, atol=2e-5)
+    assert expected.abs().max() > 0.1
+    # HF PEFT says the same of the adapter
+    oracle = peft.PeftModel.from_pretrained(zoo.plain(base, head_of(adapter, base)), adapter)
+    if head.classifies:
+        oracle.config.pad_token_id = 0
+    torch.testing.assert_close(zoo.logits(oracle, head), expected, rtol=0, atol=2e-5)
+    if head.classifies:
+        assert merged.config.id2label == dict(enumerate(zoo.LABELS))
+        assert merged.config.label2id == {label: number for number, label in enumerate(zoo.LABELS)}
+        assert merged.config.architectures == [type(merged).__name__]
+        assert expected.shape[-1] == len(zoo.LABELS)
+
+
+@pytest.mark.parametrize("name", zoo.BASES)
+def test_layer_by_layer(name: str, write: Write, tmp_path: Path) -> None:
+    base, adapter, _ = write(name)
+    at_once = merge(base, adapter, tmp_path / "one")["proof"]
+    layered = merge(base, adapter, tmp_path / "two", memory=0)["proof"]
+    assert layered["difference"] < 1e-5
+    assert layered["adapter_from_base"] == pytest.approx(at_once["adapter_from_base"], rel=1e-3)
+    assert layered["adapter_from_base"]["max_difference"] > 0.01
+
+
+IN_FULL = ["t5 1.1", "bert inside", "llama, tokens", "git"]
+
+
+@pytest.mark.parametrize("name", IN_FULL)
+@pytest.mark.parametrize("kind", ["ia3", "dora", "full"])
+def test_other_methods_that_merge(name: str, kind: str, write: Write, tmp_path: Path) -> None:
+    base, adapter, head = write(name, kind)
+    merge(base, adapter, tmp_path / "out")
+    expected = zoo.logits(adapted(base, adapter), head)
+    torch.testing.assert_close(zoo.logits(whole(tmp_path / "out", head), head), expected, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("t5", "bottleneck"), ("bert", "bottleneck"), ("t5", "prompt"), ("bert", "prompt"), ("llama", "prefix")],
+)
+def test_what_is_more_than_a_change_of_weights(name: str, kind: str, write: Write, tmp_path: Path) -> None:
+    base, adapter, _ = write(name, kind)
+    with pytest.raises(NotMergeable, match=rf"`{kind}` does not merge"):
+        merge(base, adapter, tmp_path / "into" / "out")
+    assert not (tmp_path / "into").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["t5", "bart", "bert", "distilbert", "roberta", "llama", "gpt2", "blip", "git", "llava"]
+)
+def test_of_a_quantised_base(name: str, write: Write, tmp_path: Path) -> None:
+    base, _, head = write(name)
+    head = head.with_labels(zoo.LABELS if head.classifies else ())
+    how = Quantised(kind="nf4", double=True, dtype=torch.float32)
+    found = load(how.block(base), head)
+    tied = {f"{site}.weight" for site, m in modules(found.model) if hosts.is_quantised(m)}
+    assert tied == linears(skeleton(base, "base", head), head).keys()
+    fields = {"modules_to_save": list(found.new)} if found.new else {}
+    peftctl.attach(found.model, peftctl.METHODS["lora"](r=4, alpha=8, target_modules="all-linear", **fields))
+    tiny.stir(found.model)
+    adapter = peftctl.save(found.model, tmp_path / "quantised")
+    (adapter / ORIGIN).write_bytes(origin_bytes(base, "base", head.labels))
+    live = zoo.logits(found.model, head)
+    merge(base, adapter, tmp_path / "trained", into="dequantised", quantised=how)
+    torch.testing.assert_close(zoo.logits(whole(tmp_path / "trained", head), head), live, rtol=0, atol=1e-4)
+    report = merge(base, adapter, tmp_path / "out", quantised=how)
+    expected = zoo.logits(adapted(base, adapter), head)
+    torch.testing.assert_close(zoo.logits(whole(tmp_path / "out", head), head), expected, rtol=0, atol=2e-5)
+    assert report["proof"]["merged_from_quantised_run"]["relative_norm"] > 1e-3
