@@ -37,3 +37,13 @@ def supervised(example: Example) -> Parsed:
 def _chat(place: str, asked: str, answer: str) -> Chat:
     said: list[Message] = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     return Chat(place, said)
+
+
+def one_exchange(chat: Chat) -> tuple[str, str] | None:
+    """What is asked and what is answered in a conversation of one turn each; a system message before is left out."""
+    said = [message for message in chat.messages if message["role"] != "system"]
+    if [message["role"] for message in said] != ["user", "assistant"]:
+        return None
+    if not all(isinstance(message.get("content"), str) for message in said):
+        return None
+    return said[0]["content"], said[1]["content"]

@@ -83,7 +83,7 @@ class Evaluation(Block):
             if needs not in task.judged.measures:
                 fitting = [known for known, one in METRICS.items() if one.needs in task.judged.measures]
                 yield keys, f"{metric} is not measured of `{name_of(task)}`", f"metrics: {', '.join(fitting)}"
-            elif needs == "labels" and not self.labels and not task.labels:
+            elif needs == "labels" and not self.labels and not task.head.classifies:
                 yield keys, f"{metric} needs the possible answers", "add `labels: [positive, negative]`"
         if self.labels and "labels" not in task.judged.measures:
             yield ("labels",), f"`{name_of(task)}` does not choose among answers", "remove it"

@@ -24,6 +24,7 @@ from peftctl.data.fitting import OnLong
 from peftctl.data.formats import Chat, Example, Pair, Translated
 from peftctl.data.reading import RowEncoder
 from peftctl.data.spelling import Spelling
+from peftctl.data.supervised import one_exchange
 from peftctl.engine.attach import takes
 from peftctl.engine.sample import IGNORED
 from peftctl.errors import DataError
@@ -48,15 +49,14 @@ class Seq2Seq(Task):
         return SEQ2SEQ
 
     def accept(self, example: Example) -> Example:
-        """A source and its target, a prompt and its completion, or one question and its answer."""
+        """A source and its target, a prompt and its completion, or a question and its answer, without instructions."""
         match example:
             case Translated():
                 return example
             case Pair():
                 return Translated(example.place, example.prompt, example.completion)
-            case Chat() if [message["role"] for message in example.messages] == ["user", "assistant"]:
-                asked, said = (str(message["content"]) for message in example.messages)
-                return Translated(example.place, asked, said)
+            case Chat() if (exchange := one_exchange(example)) is not None:
+                return Translated(example.place, *exchange)
             case Chat():
                 hint = "rows have one message of the user and one of the assistant; `task: sft` trains conversations"
                 raise DataError(f"{example.place}: a longer conversation is no source and target", hint)

@@ -58,11 +58,6 @@ class Task(Block):
         return CAUSAL
 
     @property
-    def labels(self) -> list[str]:
-        """The classes that it chooses among, where it knows them; most have none."""
-        return []
-
-    @property
     def judged(self) -> Task:
         """The task by which the model that comes of it is measured."""
         return self
@@ -112,8 +107,8 @@ class Task(Block):
         """Prepared rows as `collate` takes them: with what is not kept as ids, such as pictures."""
         return prepared.rows
 
-    def seen(self, rows: Sequence[Encoded], seed: int, epoch: int) -> Sequence[Encoded]:
-        """The rows as one epoch of training sees them, where chance plays a part: a function of its arguments alone."""
+    def seen(self, rows: Sequence[Encoded], seed: int, step: int) -> Sequence[Encoded]:
+        """The rows as one step of training sees them, where chance plays a part: a function of its arguments alone."""
         return rows
 
     def collate(self, rows: Sequence[Encoded], pad_id: int) -> Batch:

@@ -144,7 +144,7 @@ def informed(recipe: Recipe, found: Target, say: Say) -> Recipe:
         task = task.of(found.head)
     else:
         task = task.knowing(partial(readable, dataset.train, dataset, HERE, task.accept), say)
-    measures = replace(recipe.eval, labels=recipe.eval.labels or task.labels)
+    measures = replace(recipe.eval, labels=recipe.eval.labels or list(task.head.labels))
     return replace(recipe, trainer=replace(recipe.trainer, task=task), eval=measures)
 
 

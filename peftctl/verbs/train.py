@@ -37,7 +37,7 @@ from peftctl.verbs.plan import Plan
 from peftctl.verbs.rows import Rows
 from peftctl.verbs.run_folder import RunFolder
 from peftctl.verbs.sample import sample_of
-from peftctl.verbs.signalled import meter, polled
+from peftctl.verbs.signalled import BEFORE, meter, polled
 from peftctl.verbs.start import keep_start, planned_record, start
 
 
@@ -75,10 +75,10 @@ def train(
         rows = Rows.read(recipe, speaker(listen), meter(stop, listen))
         if folder.finished and not dry_run:
             return unchanged(folder, recipe, rows, listen)
-        polled(stop)
+        polled(stop, *BEFORE)
         torch.manual_seed(recipe.seed)  # the start of a new head
         base = models.load(recipe.model, rows.task.head, say=speaker(listen))
-        polled(stop)
+        polled(stop, *BEFORE)
         torch.manual_seed(recipe.seed)  # the adapter's start
         again = folder if folder.exists and resume else None
         if resume and again is None:
@@ -187,7 +187,7 @@ def begin(
 def write_adapter(folder: Path, *, recipe: Recipe, base: models.Base, rows: Rows) -> None:
     """The adapter as a PEFT folder; beside it what it was trained on, the chat template and a model card."""
     save(base.model, folder)
-    filesystem.write(folder / ORIGIN, [origin_bytes(base.folder, public(base.name), rows.task.labels)])
+    filesystem.write(folder / ORIGIN, [origin_bytes(base.folder, public(base.name), rows.task.head.labels)])
     if rows.train.chat_template is not None:
         filesystem.write(folder / "chat_template.jinja", [rows.train.chat_template.encode()])
     filesystem.write(folder / "README.md", [card(facts_of(recipe, base.name, rows.counts())).encode()])
