@@ -10,11 +10,16 @@ from typing import Any
 from peftctl.engine.peft_config import read_config
 from peftctl.engine.tensor_file import shapes
 from peftctl.models.folder import CONFIG, read_json
-from peftctl.models.head import CAUSAL, HEADS, PICTURES, SEQ2SEQ, Head
+from peftctl.models.head import CAUSAL, HEADS, PICTURES, SEQ2SEQ, SEQUENCES, TOKENS, Head
 from peftctl.models.origin import labels_in
 
 CLASSIFIERS = ("score", "classifier", "classification_head")
 """What transformers calls the outermost module of a classifier."""
+
+
+def classifies(adapter: Path) -> bool:
+    """Whether the adapter in the folder `adapter` is for a classifier."""
+    return read_config(adapter).get("task_type") in (SEQUENCES.task_type, TOKENS.task_type)
 
 
 def head_of(adapter: Path, base: Path) -> Head:

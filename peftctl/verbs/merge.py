@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from peftctl.errors import NothingSaved, RunError
+from peftctl.errors import RunError
 from peftctl.exports.card import card
 from peftctl.exports.dequantise import Quantised
 from peftctl.exports.export import Export
 from peftctl.exports.merge import merge as merge_folder
 from peftctl.models.allocator import keep_memory
+from peftctl.models.head import SEQUENCES, TOKENS
 from peftctl.models.source import local
 from peftctl.training.signals import Stop
 from peftctl.verbs.events import Listen, silent, speaker, ticker
 from peftctl.verbs.facts import facts_of_run
+from peftctl.verbs.signalled import polled
 from peftctl.verbs.target import open_target, with_base
+
+NOTHING = "; nothing was written", "run the same command again"
+"""How a signal ends a merge."""
 
 
 def merge(
@@ -56,13 +61,14 @@ def merge(
             local(found.model.name_or_path, found.model.revision, say=say),
             found.adapter,
             Path(output),
+            head=found.head,
             dtype=settings.dtype,
             into=cast(Literal["base", "dequantised"], into or settings.into),
             quantised=Quantised.of(found.model),
             shard_size=settings.shard_size,
             base_name=Path(found.model.name_or_path).name,
             beside={"README.md": card(facts_of_run(found.folder, merged=True))} if found.folder else None,
-            poll=polling(stop),
+            poll=partial(polled, stop, *NOTHING),
             say=say,
             progress=ticker(listen, "merging"),
         )
@@ -74,21 +80,12 @@ def tell(report: dict[str, Any], listen: Listen) -> None:
     """The report in a few lines."""
     proof, tensors = report["proof"], report["tensors"]
     near = proof["merged_from_adapter"]
+    what = "class" if report["model"] in (SEQUENCES.what, TOKENS.what) else "token"
     rows = [
         ["tensors changed", f"{len(tensors['changed'])} of {tensors['total']}"],
         ["distance from the adapter", f"{proof['difference']:.2g} of the logits; {proof['tolerance']:g} is allowed"],
-        ["same most probable token", f"{near['top1_agreement']:.1%} of {proof['positions']} positions"],
+        [f"same most probable {what}", f"{near['top1_agreement']:.1%} of {proof['positions']} positions"],
     ]
     if run := proof["merged_from_quantised_run"]:
         rows.append(["distance from the quantised run", f"{run['relative_norm']:.2g} of the logits, not judged"])
     listen({"event": "table", "title": "merged", "columns": ["proof", "figure"], "rows": rows})
-
-
-def polling(stop: Stop) -> Callable[[], None]:
-    """Raises NothingSaved after a signal; nothing is left of the merge."""
-
-    def poll() -> None:
-        if stop.requested:
-            raise NothingSaved(f"stopped by {stop.requested}; nothing was written", "run the same command again")
-
-    return poll

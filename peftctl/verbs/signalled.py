@@ -1,4 +1,4 @@
-"""Signals before the first step: nothing is lost by stopping at once."""
+"""Signals while nothing is lost by stopping at once."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ SLOW = 10_000
 """From so many rows on, their preparation takes long enough to tell how far it has come."""
 
 
-def polled(stop: Stop) -> None:
-    """Raise NothingSaved when a signal came before training began."""
+BEFORE = " before the first step", "start again with the same command"
+"""How a signal ends what has not begun to train."""
+
+
+def polled(stop: Stop, outcome: str, hint: str) -> None:
+    """Raise NothingSaved when a signal came: that it `stopped by SIGNAL`, what came of it, and what to do."""
     if stop.requested:
-        raise NothingSaved(f"stopped by {stop.requested} before the first step", "start again with the same command")
+        raise NothingSaved(f"stopped by {stop.requested}{outcome}", hint)
 
 
 def meter(stop: Stop, listen: Listen) -> Meter:
@@ -24,7 +28,7 @@ def meter(stop: Stop, listen: Listen) -> Meter:
 
     def hear(what: str, done: int, total: int) -> None:
         if done % EVERY == 0 or done == total:
-            polled(stop)
+            polled(stop, *BEFORE)
             if total > SLOW:
                 listen({"event": "progress", "what": what, "done": done, "total": total})
 

@@ -10,9 +10,10 @@ from peftctl import bundled
 from peftctl import recipe as recipes
 from peftctl.engine.peft_config import CONFIG, read_config
 from peftctl.errors import RunError
+from peftctl.models.adapted import classifies, head_of
 from peftctl.models.base import Model
-from peftctl.models.head import CAUSAL, HEADS, Head
-from peftctl.models.origin import labels_in, refuse_stranger
+from peftctl.models.head import CAUSAL, Head
+from peftctl.models.origin import refuse_stranger
 from peftctl.models.source import adapter as find_adapter
 from peftctl.models.source import local
 from peftctl.recipe import Recipe
@@ -32,19 +33,19 @@ class Target:
     @property
     def head(self) -> Head:
         """What kind of model the adapter is for, with its labels; what the recipe says where there is no adapter."""
+        wanted: Head | None = self.recipe.trainer.task.head if self.recipe else None
         if self.adapter is None:
-            return self.recipe.trainer.task.head if self.recipe else CAUSAL
-        head = HEADS.get(read_config(self.adapter).get("task_type"), CAUSAL)
-        if self.recipe is not None and not head.classifies:
-            head = self.recipe.trainer.task.head
-        return head.with_labels(labels_in(self.adapter)) if head.classifies else head
+            return wanted or CAUSAL
+        if wanted is not None and not wanted.classifies and not classifies(self.adapter):
+            return wanted
+        return head_of(self.adapter, local(self.model.name_or_path, self.model.revision, weights=False))
 
     @property
     def task(self) -> Task:
         """The recipe's task, with the adapter's labels; without a recipe, one that such models are trained for."""
         if self.recipe is not None:
             return self.recipe.trainer.task.of(self.head)  # type: ignore[no-any-return]
-        fitting = (task for task in (cls() for cls in TASKS.values()) if task.head.task_type == self.head.task_type)
+        fitting = (task for task in (cls() for cls in TASKS.values()) if task.head.auto == self.head.auto)
         return next(task for task in fitting if task.judged == task).of(self.head)
 
     def check_base(self) -> None:
