@@ -15,6 +15,7 @@ from typing import Any
 from peftctl.config.document import parse
 from peftctl.config.quote import shown
 from peftctl.config.write import to_yaml
+from peftctl.models.head import CAUSAL, Head
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 LOCAL = re.compile(r"[/~.\\]|[A-Za-z]:[/\\]")
@@ -41,6 +42,8 @@ class Facts:
     """Rows read, kept, truncated, dropped and skipped, for training and evaluation."""
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """What was measured, for base and adapter."""
+    head: Head = CAUSAL
+    """What kind of model it is, with the labels of a classifier."""
     merged: bool = False
     """Whether the card is for a merged model instead of an adapter."""
     peft: bool = True
@@ -53,12 +56,15 @@ def card(facts: Facts) -> str:
     recipe = parse(facts.recipe, "recipe").data
     kind = "Merged model" if facts.merged else "Adapter"
     parts = [
-        header(base, "transformers" if facts.merged else "peft" if facts.peft else "peftctl"),
+        header(base, "transformers" if facts.merged else "peft" if facts.peft else "peftctl", facts.head),
         f"# {kind} of {span(base)}",
         f"Trained with peftctl: {inline(facts.method)}.",
         "## Use",
         *use(base, facts, recipe),
     ]
+    if facts.head.labels:
+        names = ", ".join(span(shown(label, 100)) for label in facts.head.labels)
+        parts.append(f"Classes, in the order of the logits: {names}.")
     if facts.counts:
         columns = ["rows", "read", "kept", "truncated", "split", "dropped", "skipped"]
         parts += ["## Data", "Where the rows went:", table(columns, facts.counts)]
@@ -72,30 +78,31 @@ def card(facts: Facts) -> str:
 def use(base: str, facts: Facts, recipe: Any) -> list[str]:
     """How to load what the card is for."""
     if facts.merged:
-        return merged_use()
-    return adapter_use(base, facts.method, recipe) if facts.peft else own_use(base)
+        return merged_use(facts.head)
+    return adapter_use(base, facts, recipe) if facts.peft else own_use(base, facts.head)
 
 
-def header(base: str, library: str) -> str:
+def header(base: str, library: str, head: Head) -> str:
     """The YAML in front, which hubs index; they take a base model by its hub id alone."""
     hub = {"base_model": base} if HUB_ID.fullmatch(base) else {}
-    return f"---\n{to_yaml({**hub, 'library_name': library, 'tags': ['peftctl']})}---"
+    return f"---\n{to_yaml({**hub, 'library_name': library, 'pipeline_tag': head.pipeline, 'tags': ['peftctl']})}---"
 
 
-def adapter_use(base: str, method: str, recipe: Any) -> list[str]:
+def adapter_use(base: str, facts: Facts, recipe: Any) -> list[str]:
     """How peft, transformers and, for what it can serve, vLLM load the adapter."""
-    load = loading(base)
+    load = loading(base, facts.head)
     parts = [
         "With peft:",
         fenced(
-            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+            f"from peft import PeftModel\nfrom transformers import {facts.head.auto}\n\n"
             f'model = PeftModel.from_pretrained({load}, "{HERE}")',
             "python",
         ),
         "With transformers, where peft is installed:",
         fenced(f'model = {load}\nmodel.load_adapter("{HERE}")', "python"),
     ]
-    if not method.lower().startswith("`lora`") or base.endswith(GGUF):  # our key of it, or PEFT's
+    served = facts.head is CAUSAL and facts.method.lower().startswith("`lora`")  # our key of it, or PEFT's
+    if not served or base.endswith(GGUF):
         return parts
     fields = recipe.get("method") if isinstance(recipe, dict) else None
     rank = fields.get("r") if isinstance(fields, dict) else None
@@ -104,26 +111,28 @@ def adapter_use(base: str, method: str, recipe: Any) -> list[str]:
     return [*parts, "With vLLM:", fenced(serve, "sh")]
 
 
-def loading(base: str) -> str:
-    """The Python expression that loads the base with transformers."""
+def loading(base: str, head: Head) -> str:
+    """The Python expression that loads the base with transformers; a new head has to have the right size."""
     name = json.dumps(base, ensure_ascii=False)
-    if base.endswith(GGUF):
-        return f'AutoModelForCausalLM.from_pretrained("path/to/its/folder", gguf_file={name})'
-    return f"AutoModelForCausalLM.from_pretrained({name})"
+    given = ['"path/to/its/folder"', f"gguf_file={name}"] if base.endswith(GGUF) else [name]
+    if head.labels:
+        given.append(f"num_labels={len(head.labels)}")
+    return f"{head.auto}.from_pretrained({', '.join(given)})"
 
 
-def own_use(base: str) -> list[str]:
+def own_use(base: str, head: Head) -> list[str]:
     """How to load an adapter of a method that HF PEFT does not have."""
     code = (
-        "import peftctl\nfrom transformers import AutoModelForCausalLM\n\n"
-        f'model = peftctl.load({loading(base)}, "{HERE}")'
+        f'import peftctl\nfrom transformers import {head.auto}\n\nmodel = peftctl.load({loading(base, head)}, "{HERE}")'
     )
     return ["With peftctl; HF PEFT has no such method:", fenced(code, "python")]
 
 
-def merged_use() -> list[str]:
-    code = f'from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained("{HERE}")'
-    return [fenced(code, "python"), "With vLLM:", fenced(f"vllm serve {HERE}", "sh")]
+def merged_use(head: Head) -> list[str]:
+    """How transformers and, for what it can serve, vLLM load the merged model."""
+    code = f'from transformers import {head.auto}\n\nmodel = {head.auto}.from_pretrained("{HERE}")'
+    serve = ["With vLLM:", fenced(f"vllm serve {HERE}", "sh")] if head is CAUSAL else []
+    return [fenced(code, "python"), *serve]
 
 
 def table(columns: list[str], rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 from peftctl.engine.peft_config import read_config
 from peftctl.engine.tensor_file import shapes
@@ -27,11 +25,14 @@ def head_of(adapter: Path, base: Path) -> Head:
 
     Raises AdapterError and ModelError for folders that are neither, RunError for labels that are none.
     """
-    said = read_config(adapter).get("task_type")
     config = read_json(base / CONFIG, str(base))
+    if classifies(adapter):
+        found = by_folder(adapter)
+        known = config.get("id2label")
+        count = len(known) if isinstance(known, dict) else 2  # transformers' own default
+        return found.with_labels(()) if not labels_in(adapter) and len(found.labels) == count else found
+    said = read_config(adapter).get("task_type")
     named = HEADS.get(said) if isinstance(said, str) else None
-    if named is not None and named.classifies:
-        return named.with_labels(labels_in(adapter) or numbered(adapter, config))
     # models that write about pictures are called like those with an encoder and a decoder, or like causal ones
     kind, classes = SimpleNamespace(**{"model_type": None, **config}), config.get("architectures")
     if named is CAUSAL:
@@ -42,8 +43,18 @@ def head_of(adapter: Path, base: Path) -> Head:
     return next((head for head in tried if head.fits(kind, classes)), named or CAUSAL)
 
 
-def numbered(adapter: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """`LABEL_0` and so on, as many as the adapter's own head has; none where that is what `config` says, or unknown.
+def by_folder(adapter: Path) -> Head:
+    """What the folder `adapter` alone tells: enough for all but what writes about pictures without saying so."""
+    config = read_config(adapter)
+    said, auto = config.get("task_type"), config.get("auto_mapping")
+    head = (HEADS.get(said) if isinstance(said, str) else None) or CAUSAL
+    if head.classifies:
+        return head.with_labels(labels_in(adapter) or numbered(adapter))
+    return PICTURES if said is None and isinstance(auto, dict) and PICTURES.has(auto.get("base_model_class")) else head
+
+
+def numbered(adapter: Path) -> tuple[str, ...]:
+    """`LABEL_0` and so on, as many as the adapter's own head has; none where it has none.
 
     HF PEFT's folders do not say what the classes are called, nor how many there are.
     """
@@ -53,7 +64,4 @@ def numbered(adapter: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
         if key.partition(".")[0] in CLASSIFIERS and key.endswith(".weight") and len(shape) == 2 and ".lora_" not in key
     }
     last = [count for key, count in heads.items() if "out_proj" in key] or list(heads.values())
-    known = config.get("id2label")
-    if len(last) != 1 or len(known if isinstance(known, dict) else range(2)) == last[0]:
-        return ()
-    return tuple(f"LABEL_{number}" for number in range(last[0]))
+    return tuple(f"LABEL_{number}" for number in range(last[0])) if len(last) == 1 else ()

@@ -34,11 +34,22 @@ class Head:
         """The same for these labels."""
         return replace(self, labels=labels)
 
+    @property
+    def pipeline(self) -> str:
+        """What model hubs file it under."""
+        return PIPELINES[self.auto]
+
     def class_of(self, model_type: Any) -> str | None:
         """The class of transformers for a type of model; None where it has no such head."""
         from transformers.models.auto import modeling_auto as auto
 
         return getattr(auto, self.mapping).get(model_type) if isinstance(model_type, str) else None
+
+    def has(self, name: Any) -> bool:
+        """Whether transformers lists a class of this name for it."""
+        from transformers.models.auto import modeling_auto as auto
+
+        return name in getattr(auto, self.mapping).values()
 
     def fits(self, parsed: Any, architectures: Any) -> bool:
         """Whether a model of the configuration `parsed`, saved from the classes `architectures`, can be loaded so."""
@@ -79,6 +90,17 @@ class Head:
             return {}
         numbered = dict(enumerate(self.labels))
         return {"num_labels": len(numbered), "id2label": numbered, "label2id": {v: k for k, v in numbered.items()}}
+
+
+PIPELINES = {
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForSeq2SeqLM": "text2text-generation",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForImageTextToText": "image-text-to-text",
+    "DiffusionPipeline": "text-to-image",
+}
+"""Hugging Face's names of what each class does."""
 
 
 def atop(name: str, prefix: str) -> bool:

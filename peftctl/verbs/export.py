@@ -12,6 +12,7 @@ from peftctl.engine.tensor_file import WEIGHTS
 from peftctl.errors import AdapterError, Problem, RecipeError, RunError
 from peftctl.exports.card import Facts
 from peftctl.exports.peft import export_peft
+from peftctl.models.adapted import by_folder
 from peftctl.verbs.events import Listen, silent
 from peftctl.verbs.facts import facts_of_run
 from peftctl.verbs.merge import merge
@@ -39,7 +40,8 @@ def export(target: str, output: str | Path, *, format: str | None = None, listen
     else:
         base = found.model.name_or_path
         recipe = to_yaml({"model": {"name_or_path": base}})
-        facts = Facts(base=base, method=f"`{kind}`", recipe=recipe, counts={}, peft=kind in PEFT_TYPES)
+        head, peft = by_folder(found.adapter), kind in PEFT_TYPES
+        facts = Facts(base=base, method=f"`{kind}`", recipe=recipe, counts={}, head=head, peft=peft)
     return {"path": str(output), "format": format, **export_peft(found.adapter, Path(output), facts=facts)}
 
 

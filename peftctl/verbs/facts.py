@@ -6,15 +6,17 @@ from peftctl import recipe as recipes
 from peftctl.engine.peft_config import PEFT_TYPES
 from peftctl.engine.tensor_file import WEIGHTS
 from peftctl.exports.card import Facts
+from peftctl.models.adapted import by_folder
+from peftctl.models.head import Head
 from peftctl.recipe import Recipe
 from peftctl.verbs import provenance
 from peftctl.verbs.run_folder import RunFolder
 
 
-def facts_of(recipe: Recipe, base: str, counts: dict[str, dict[str, int]]) -> Facts:
-    """The facts of a run that is under way."""
-    peft = recipe.method.peft_type in PEFT_TYPES
-    return Facts(base=base, method=in_words(recipe), recipe=recipes.dump(recipe), counts=counts, peft=peft)
+def facts_of(recipe: Recipe, base: str, counts: dict[str, dict[str, int]], head: Head) -> Facts:
+    """The facts of a run that is under way; `head` is what it trains."""
+    text, peft = recipes.dump(recipe), recipe.method.peft_type in PEFT_TYPES
+    return Facts(base=base, method=in_words(recipe), recipe=text, counts=counts, head=head, peft=peft)
 
 
 def facts_of_run(folder: RunFolder, merged: bool) -> Facts:
@@ -26,6 +28,7 @@ def facts_of_run(folder: RunFolder, merged: bool) -> Facts:
         recipe=recipes.dump(recipe),
         counts=record.get("rows", {}),
         figures=figures_of(folder),
+        head=recipe.trainer.task.of(by_folder(folder.adapter)).head,
         merged=merged,
         peft=recipe.method.peft_type in PEFT_TYPES,
     )

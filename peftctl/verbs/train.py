@@ -190,7 +190,7 @@ def write_adapter(folder: Path, *, recipe: Recipe, base: models.Base, rows: Rows
     filesystem.write(folder / ORIGIN, [origin_bytes(base.folder, public(base.name), rows.task.head.labels)])
     if rows.train.chat_template is not None:
         filesystem.write(folder / "chat_template.jinja", [rows.train.chat_template.encode()])
-    filesystem.write(folder / "README.md", [card(facts_of(recipe, base.name, rows.counts())).encode()])
+    filesystem.write(folder / "README.md", [card(facts_of(recipe, base.name, rows.counts(), rows.task.head)).encode()])
 
 
 def refuse_foreign(folder: RunFolder, recipe: Recipe, resume: bool) -> None:

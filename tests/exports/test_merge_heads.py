@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import peftctl
 from peftctl.engine import hosts
 from peftctl.engine.anatomy import modules
 from peftctl.errors import NotMergeable
+from peftctl.exports.card import HERE, Facts, card
 from peftctl.exports.dequantise import Quantised, linears
 from peftctl.exports.merge import merge
 from peftctl.exports.skeleton import skeleton
@@ -24,6 +27,8 @@ from peftctl.models.adapted import head_of
 from peftctl.models.base import Model, load
 from peftctl.models.head import Head
 from peftctl.models.origin import ORIGIN, origin_bytes
+from peftctl.verbs.export import export
+from peftctl.verbs.merge import merge as merge_verb
 
 Write = Callable[..., tuple[Path, Path, Head]]
 
@@ -150,3 +155,44 @@ def test_of_a_quantised_base(name: str, write: Write, tmp_path: Path) -> None:
     expected = zoo.logits(adapted(base, adapter), head)
     torch.testing.assert_close(zoo.logits(whole(tmp_path / "out", head), head), expected, rtol=0, atol=2e-5)
     assert report["proof"]["merged_from_quantised_run"]["relative_norm"] > 1e-3
+
+
+RUN = ["t5", "bert inside", "roberta", "llama", "bert, tokens", "blip"]
+
+
+def run_examples(card: str, **places: Path) -> list[Any]:
+    """What `model` is after each example of a card, its own folder and its base's put in."""
+    for name, place in places.items():
+        card = card.replace({"here": HERE, "base": '"base"'}[name], {"here": str(place), "base": f'"{place}"'}[name])
+    found: list[Any] = []
+    names: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        exec(code, names)
+        found.append(names["model"])
+    return found
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_the_examples_of_the_cards_run(name: str, write: Write, tmp_path: Path) -> None:
+    base, adapter, head = write(name)
+    expected = zoo.logits(adapted(base, adapter), head)
+    export(str(adapter), tmp_path / "peft", format="peft")
+    merge_verb(str(adapter), tmp_path / "merged")
+    facts = Facts(base="base", method="`lora`", recipe="{}", counts={}, head=head_of(adapter, base))
+    cards = {"peft": (tmp_path / "peft" / "README.md").read_text(), "merged": card(replace(facts, merged=True))}
+    for kind, text in cards.items():
+        models = run_examples(text, here=tmp_path / kind, base=base)
+        assert len(models) == (1 if kind == "merged" else 2)
+        for model in models:
+            if head.classifies:
+                model.config.pad_token_id = 0
+            torch.testing.assert_close(zoo.logits(model, head), expected, rtol=0, atol=2e-5)
+
+
+def test_the_example_of_a_method_of_our_own(write: Write, tmp_path: Path) -> None:
+    base, adapter, head = write("bert inside", "bottleneck")
+    facts = Facts(
+        base="base", method="`bottleneck`", recipe="{}", counts={}, head=head.with_labels(zoo.LABELS), peft=False
+    )
+    [model] = run_examples(card(facts), here=adapter, base=base)
+    torch.testing.assert_close(zoo.logits(model, head), zoo.logits(adapted(base, adapter), head), rtol=0, atol=1e-6)

@@ -13,6 +13,7 @@ from markdown_it.token import Token
 from peftctl.config.document import parse
 from peftctl.config.write import to_yaml
 from peftctl.exports.card import Facts, card
+from peftctl.models.head import PICTURES, SEQ2SEQ, SEQUENCES, TOKENS
 
 FACTS = Facts(
     base="HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -54,7 +55,8 @@ def assert_tame(text: str, like: Facts) -> None:
     """The same front matter, headings and fences as the card of `like`, and nothing that a reader would load."""
     front, body = split(text)
     wanted, plain = split(card(like))
-    assert front.keys() <= {"base_model", "library_name", "tags"}
+    assert front["pipeline_tag"] == wanted["pipeline_tag"]
+    assert front.keys() <= {"base_model", "library_name", "pipeline_tag", "tags"}
     assert front["library_name"] == wanted["library_name"]
     assert [h for h in headings(body) if not h.startswith("Adapter of")] == headings(plain)[1:]
     kinds = [token.type for token in tokens(body)]
@@ -68,6 +70,7 @@ def test_what_it_tells(merged: bool) -> None:
     assert front == {
         "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
         "library_name": "transformers" if merged else "peft",
+        "pipeline_tag": "text-generation",
         "tags": ["peftctl"],
     }
     for told in ("`HuggingFaceTB/SmolLM2-135M-Instruct`", "r 16, alpha 32", "0.9375", "runs/one"):
@@ -77,6 +80,33 @@ def test_what_it_tells(merged: bool) -> None:
     code = next(token for token in tokens(body) if token.type == "fence" and token.info == "python")
     compile(code.content, "card", "exec")
     assert ("PeftModel" in code.content) is not merged
+
+
+HEADS = {
+    "text2text-generation": SEQ2SEQ,
+    "text-classification": SEQUENCES.with_labels(("no", "yes", "so so")),
+    "token-classification": TOKENS.with_labels(("O", "B-PER")),
+    "image-text-to-text": PICTURES,
+}
+
+
+@pytest.mark.parametrize("tag", HEADS)
+@pytest.mark.parametrize("merged", [False, True])
+def test_what_it_tells_of_other_models(tag: str, merged: bool) -> None:
+    head = HEADS[tag]
+    front, body = split(card(replace(FACTS, merged=merged, head=head)))
+    assert front["pipeline_tag"] == tag
+    assert front["library_name"] == ("transformers" if merged else "peft")
+    assert f"{head.auto}.from_pretrained(" in body
+    assert "vllm" not in body
+    assert (f", num_labels={len(head.labels)})" in body) is bool(head.labels and not merged)
+    assert ("Classes, in the order of the logits: `no`, `yes`, `so so`." in body) is ("so so" in head.labels)
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_label_is_plain_text(what: str) -> None:
+    head = SEQUENCES.with_labels((HOSTILE[what], "fine"))
+    assert_tame(card(replace(FACTS, head=head)), replace(FACTS, head=HEADS["text-classification"]))
 
 
 @pytest.mark.parametrize("what", HOSTILE)
