@@ -34,6 +34,8 @@ ATTENTION = (
     *("c_attn", "attn.c_proj"),  # GPT-2
     *("query_key_value", "self_attention.dense", "attention.dense"),  # BLOOM, GPT-NeoX, Falcon
     *("query_proj", "key_proj", "value_proj", "Wqkv", "attn.out_proj"),  # DeBERTa, MPT
+    *("to_q", "to_k", "to_v", "to_out.0"),  # UNets and DiTs of diffusers
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),  # texts in Stable Diffusion 3
 )
 MLP = (
     *("gate_proj", "up_proj", "down_proj", "gate_up_proj"),  # Llama and its kin
@@ -41,6 +43,7 @@ MLP = (
     *("intermediate.dense", "output.dense", "fc1", "fc2"),  # BERT, ViT, OPT, BART
     *("c_fc", "mlp.c_proj", "fc_in", "fc_out"),  # GPT-2, GPT-J
     *("dense_h_to_4h", "dense_4h_to_h"),  # BLOOM, GPT-NeoX, Falcon
+    *("net.0.proj", "net.2"),  # UNets and DiTs of diffusers
 )
 HEADS = ("score", "classifier", "qa_outputs")
 """Heads that HF puts on a model for classification and question answering: trained whole, never adapted."""

@@ -35,6 +35,9 @@ class Method(Block):
     merges: ClassVar[str] = "into any 16- or 32-bit weight"
     """What it merges into, or why it does not."""
 
+    reads_tokens: ClassVar[bool] = False
+    """Whether it acts on the tokens of a text, so that a model that reads none has no use for it."""
+
     in_place: ClassVar[bool] = False
     """Whether it trains the base itself, so that all that needs the base as it was is refused beside it."""
 

@@ -48,6 +48,7 @@ class VirtualTokens(Method):
     modules_to_save: list[str] = field(default_factory=list)
     """Modules trained whole beside them, such as a classification head."""
 
+    reads_tokens: ClassVar[bool] = True
     merges: ClassVar[str] = "not: it gives the model more to read and changes no weight"
 
     own: ClassVar[Mapping[str, Any]] = {}

@@ -17,9 +17,9 @@ from peftctl.errors import RunError
 
 Array = NDArray[np.float64]
 
-Need = Literal["truth", "labels", "text", "pairs"]
+Need = Literal["truth", "labels", "text", "pairs", "pictures"]
 """What a metric reads: log-probabilities of the answers as they are, of the labels as answers, or of a better and a
-worse answer; generated answers."""
+worse answer; generated answers; what a model makes of noisy pictures."""
 
 
 def nothing() -> Array:
@@ -39,6 +39,8 @@ class Seen:
     """Minus the log-probability of each row's worse answer [n]; `nats` is then that of the better one."""
     right: Array = field(default_factory=nothing)
     """How many of them the model puts first, given the right ones before [n]."""
+    errors: Array = field(default_factory=nothing)
+    """Squared error of what the model predicts of each row's picture with noise in it [n]."""
     labels: Sequence[str] = ()
     """The possible answers."""
     truth: Sequence[int] = ()

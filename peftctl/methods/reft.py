@@ -167,6 +167,7 @@ class ReFT(Targeted):
     peft_type: ClassVar[str] = "REFT"
     learning_rate: ClassVar[float] = 9e-4
     paper: ClassVar[str] = "Wu et al. 2024, arXiv:2404.03592"
+    reads_tokens: ClassVar[bool] = True
     merges: ClassVar[str] = "not: it edits hidden states at some positions, no weights"
     adapts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)
 

@@ -14,7 +14,7 @@ from peftctl.errors import ModelError
 from peftctl.models import quantization
 from peftctl.models.device import choose_device, choose_dtype
 from peftctl.models.folder import check_weights, fingerprint, read_config, weight_files
-from peftctl.models.head import CAUSAL, Head, atop
+from peftctl.models.head import CAUSAL, DIFFUSION, Head, atop
 from peftctl.models.kind import check_kind
 from peftctl.models.quiet import Say, few, quiet, reason, silent
 from peftctl.models.source import local, resolve
@@ -77,6 +77,9 @@ class Base:
     new: tuple[str, ...] = ()
     """Names of the modules that its files lack, which start from random numbers: the head of a classifier."""
 
+    pipeline: Any = None
+    """The pipeline of diffusers that `model` is the network of; None for models of transformers."""
+
 
 def load_tokenizer(
     model: Model, root: Path = Path("."), say: Say = silent, *, head: Head = CAUSAL
@@ -86,6 +89,10 @@ def load_tokenizer(
     Raises:
         ModelError: no such model, no tokenizer, an unreadable one, or one without an end token.
     """
+    if head is DIFFUSION:
+        from peftctl.models.diffusion import load_words
+
+        return load_words(model, root=root, say=say)
     folder = local(model.name_or_path, model.revision, root=root, weights=False, say=say)
     return read_tokenizer(folder, model.name_or_path, say, writes=not head.classifies)
 
@@ -112,6 +119,10 @@ def load(
         ModelError: whatever is wrong with the model, the device or the quantisation asked for.
         StorageError: the disk refuses a download or a conversion.
     """
+    if head is DIFFUSION:
+        from peftctl.models.diffusion import load_pipeline
+
+        return load_pipeline(model, root=root, say=say)
     place = model.name_or_path
     device = choose_device(model.device)
     _check_attention(model.attention, device)

@@ -13,6 +13,12 @@ from peftctl.errors import ModelError, Problem
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+DIFFUSERS = "diffusion_pytorch_model.safetensors"
+"""What diffusers calls `WEIGHTS`; its index is called after it."""
+PIPELINE = "model_index.json"
+"""In the folder of a pipeline of diffusers, whose parts are folders in it."""
+NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+"""Its parts that have weights and say what is drawn."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 TOO_LARGE = 64 * 2**20
 """Bytes: no configuration, index or safetensors header of a real model comes near."""
@@ -76,12 +82,17 @@ def _no_foreign_code(config: dict[str, Any], place: str) -> None:
 def weight_files(folder: Path, place: str) -> list[Path]:
     """The safetensors files of the model: `model.safetensors`, or the shards of its index, in order of name.
 
+    Of a pipeline of diffusers, those of its parts.
+
     Raises:
         ModelError: none here, only pickles here, an index that names what is not here.
     """
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if not (folder / INDEX).is_file():
+    if (folder / PIPELINE).is_file():
+        return [file for name in networks(folder, place) for file in weight_files(folder / name, f"{place}/{name}")]
+    for name in (WEIGHTS, DIFFUSERS):
+        if (folder / name).is_file():
+            return [folder / name]
+    if (index := index_of(folder)) is None:
         pickles = sorted({path.name for pattern in PICKLES for path in folder.glob(pattern)})
         if pickles:
             raise ModelError(
@@ -92,22 +103,42 @@ def weight_files(folder: Path, place: str) -> list[Path]:
             f"{place}: no weights in this folder (`{WEIGHTS}` or `{INDEX}`)",
             "was the download interrupted, or only the configuration copied?",
         )
-    names = shards(folder, place)
+    names = shards(folder, index, place)
     if missing := [name for name in names if not (folder / name).is_file()]:
         again = "copy or download it again"
-        raise ModelError.of([Problem(f"{place}: `{name}` is missing, named in `{INDEX}`", again) for name in missing])
+        raise ModelError.of([Problem(f"{place}: `{name}` is missing, named in `{index}`", again) for name in missing])
     return [folder / name for name in names]
 
 
-def shards(folder: Path, place: str) -> list[str]:
+def wanted_files(folder: Path, place: str, alone: str = WEIGHTS) -> list[str]:
+    """The weight files that belong to what is in `folder`, there or not; `alone` is one that needs no index."""
+    if (folder / PIPELINE).is_file():
+        parts = [(name, WEIGHTS if name.startswith("text") else DIFFUSERS) for name in networks(folder, place)]
+        return [f"{name}/{file}" for name, own in parts for file in wanted_files(folder / name, f"{place}/{name}", own)]
+    index = index_of(folder)
+    return [alone] if index is None else shards(folder, index, place)
+
+
+def networks(folder: Path, place: str) -> list[str]:
+    """The parts of a pipeline that have weights, in the order of `NETWORKS`."""
+    index = read_json(folder / PIPELINE, place)
+    return [name for name in NETWORKS if isinstance(index.get(name), list) and index[name][-1:] not in ([], [None])]
+
+
+def index_of(folder: Path) -> str | None:
+    """The name of the index of a model in several files; None where there is none."""
+    return next((name for name in (INDEX, f"{DIFFUSERS}.index.json") if (folder / name).is_file()), None)
+
+
+def shards(folder: Path, index: str, place: str) -> list[str]:
     """The file names in the index of a model in several files."""
-    table = read_json(folder / INDEX, place).get("weight_map")
+    table = read_json(folder / index, place).get("weight_map")
     names = sorted({str(name) for name in table.values()}) if isinstance(table, dict) else []
     if not names:
-        raise ModelError(f"{place}/{INDEX}: `weight_map` is missing or empty")
+        raise ModelError(f"{place}/{index}: `weight_map` is missing or empty")
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelError(f"{place}/{INDEX}: `{name}` is not the name of a safetensors file in this folder")
+            raise ModelError(f"{place}/{index}: `{name}` is not the name of a safetensors file in this folder")
     return names
 
 
@@ -151,9 +182,12 @@ def fingerprint(folder: Path) -> dict[str, Any]:
         ModelError: the folder holds no configuration or no weights.
     """
     place = str(folder)
-    config = read_json(folder / CONFIG, place)
-    for key in ("transformers_version", "_name_or_path"):
-        config.pop(key, None)
+    pipeline = (folder / PIPELINE).is_file()
+    parts = [folder / name for name in networks(folder, place)] if pipeline else [folder]
+    configs = [read_json(part / CONFIG, str(part)) for part in parts]
+    for config in configs:
+        for key in ("transformers_version", "_diffusers_version", "_name_or_path"):
+            config.pop(key, None)
     digest, size = hashlib.sha256(), 0
     for path in weight_files(folder, place):
         length = path.stat().st_size
@@ -166,7 +200,7 @@ def fingerprint(folder: Path) -> dict[str, Any]:
                 file.seek(length * part // 16)
                 digest.update(file.read(4096))
         size += length
-    text = json.dumps(config, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(configs if pipeline else configs[0], sort_keys=True, ensure_ascii=False)
     return {
         "config": hashlib.sha256(text.encode()).hexdigest(),
         "weights": digest.hexdigest(),

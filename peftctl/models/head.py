@@ -146,6 +146,14 @@ PICTURES = Head(
     "model that writes about pictures",
     "Salesforce/blip-image-captioning-base",
 )
+DIFFUSION = Head(
+    None,
+    "DiffusionPipeline",
+    "",
+    "pipeline that draws pictures",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5",
+)
+"""Loaded by diffusers (`models/diffusion.py`), which has its own index instead of a mapping."""
 
 HEADS = {head.task_type: head for head in (CAUSAL, SEQ2SEQ, SEQUENCES, TOKENS)}
 """By HF PEFT's names."""

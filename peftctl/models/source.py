@@ -85,8 +85,7 @@ def fetch(repo: str, revision: str | None, *, weights: bool, say: Say = silent) 
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=_SMALL))
     if not weights:
         return folder
-    names = folders.shards(folder, place) if (folder / folders.INDEX).is_file() else [folders.WEIGHTS]
-    absent = [name for name in names if not (folder / name).exists()]
+    absent = [name for name in folders.wanted_files(folder, place) if not (folder / name).exists()]
     for number, name in enumerate(absent, 1):
         say(f"downloading `{name}` of `{place}` ({number} of {len(absent)})")
         with _hub_errors(repo, revision, place):

@@ -74,8 +74,11 @@ def train(
     progress = Progress()
 
     if trainer.gradient_checkpointing:
-        recomputing: Any = model  # transformers' models know how
-        recomputing.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recomputing: Any = model  # models of transformers and of diffusers know how
+        if hasattr(recomputing, "gradient_checkpointing_enable"):
+            recomputing.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            recomputing.enable_gradient_checkpointing()
     parameters = trained(model)
     names = {parameter: name for name, parameter in parameters.items()}
     rate = trainer.learning_rate or method.learning_rate
@@ -115,7 +118,7 @@ def train(
         epoch, position = divmod(progress.step, per_epoch)
         if epoch != planned:
             planned, plan = epoch, order(parts, trainer.batch_size, seed, epoch)
-            layout = replace(layout, rows=task.seen(rows, seed, epoch))
+        layout = replace(layout, rows=task.seen(rows, seed, progress.step))
         started = time.perf_counter()
 
         # forward and backward: a row weighs the same, whatever micro-batch it fell in

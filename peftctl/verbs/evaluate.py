@@ -20,6 +20,7 @@ from peftctl.errors import GateFailed, Problem, RunError
 from peftctl.evaluation import rows_file
 from peftctl.evaluation.answers import question
 from peftctl.evaluation.bootstrap import CONFIDENCE, DRAWS
+from peftctl.evaluation.denoising import errors
 from peftctl.evaluation.gate import BASE
 from peftctl.evaluation.judge import Verdict, judged
 from peftctl.evaluation.junit import junit
@@ -69,7 +70,10 @@ def evaluate(
     record_settings = settings(recipe.eval)  # a library that is missing is told before the model takes its time
     torch.manual_seed(recipe.seed)  # a head that the base lacks starts the same each time
     base = models.load(found.model, recipe.trainer.task.head, say=say)
-    sets = evaluation_rows(recipe, base.tokenizer, say)
+    sets = {
+        name: one._replace(encoded=recipe.trainer.task.rows(one.prepared, base))
+        for name, one in evaluation_rows(recipe, base.tokenizer, say).items()
+    }
     digests = {name: sorted(map(row_digest, one.prepared.parsed)) for name, one in sets.items()}
     gates = recipe.eval.gates if found.adapter is not None else {}
     past = earlier(gates, digests, partial(command, recipe))
@@ -157,9 +161,13 @@ def measured(
     listen: Listen,
 ) -> None:
     """Adds to `seen` what the model, as it is now, makes of every eval set."""
-    for one, (_, encoder, rows, rejected) in sets.items():
+    for one, (_, encoder, rows, rejected, encoded) in sets.items():
         tick = ticker(listen, f"evaluating the {name}" + (f" on {one}" if one else ""))
         pad, task = base.tokenizer.pad_token_id, recipe.trainer.task.judged
+        if recipe.eval.needs("pictures"):
+            silence = [None] * len(rows)
+            seen[one][name] = Seen(errors=errors(base.model, task, encoded, pad, tick), answers=silence, said=silence)
+            continue
         seen[one][name] = measure(base.model, task, rows, encoder, recipe.eval, pad, tick, rejected)
 
 

@@ -87,6 +87,8 @@ class EvalSet(NamedTuple):
     """The rows as they are measured."""
     rejected: Sequence[Example] = ()
     """The same with their worse answers, where two are compared."""
+    encoded: Sequence[Encoded] = ()
+    """The prepared rows as the task has them: with their pictures, where it has some."""
 
 
 def evaluation_rows(recipe: Recipe, tokenizer: Any, say: Callable[[str], None]) -> dict[str, EvalSet]:
