@@ -25,7 +25,14 @@ BART = {
     **{**VOCAB, "decoder_start_token_id": 2, "forced_eos_token_id": None},
 }
 MODERN = {"local_attention": 8, "cls_token_id": 1, "sep_token_id": 2}
-VISION = {"image_size": 16, "patch_size": 8, "hidden_size": 64, "intermediate_size": 128, **LAYERS}
+VISION = {
+    "initializer_range": 0.02,
+    "image_size": 16,
+    "patch_size": 8,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    **LAYERS,
+}
 
 
 def apart() -> nn.Module:
@@ -43,6 +50,13 @@ def blip() -> nn.Module:
 def llava() -> nn.Module:
     parts = {"text_config": hf.LlamaConfig(**DECODER), "vision_config": hf.CLIPVisionConfig(**VISION)}
     return hf.LlavaForConditionalGeneration(hf.LlavaConfig(**parts, image_token_index=95, image_seq_length=4))
+
+
+def qwen() -> nn.Module:
+    """Takes pictures cut into pieces by its own processor."""
+    vision = {"depth": 2, "embed_dim": 64, "hidden_size": 64, "num_heads": 4, "patch_size": 4, "spatial_merge_size": 2}
+    text = {**DECODER, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}}
+    return hf.Qwen2VLForConditionalGeneration(hf.Qwen2VLConfig(text_config=text, vision_config=vision))
 
 
 BASES: dict[str, tuple[Head, Callable[[], nn.Module]]] = {

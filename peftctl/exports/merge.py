@@ -26,7 +26,7 @@ from peftctl.exports.skeleton import keys, skeleton, untie
 from peftctl.exports.weights import Weights
 from peftctl.methods import load
 from peftctl.models.adapted import head_of
-from peftctl.models.head import Head
+from peftctl.models.head import PICTURES, Head
 from peftctl.models.origin import origin
 from peftctl.models.quiet import Say, few, silent
 from peftctl.models.tokenizer import read_tokenizer
@@ -137,6 +137,8 @@ def merge(
             poll=poll,
         )
         proof.judge(str(output))
+        if head == PICTURES and "pixel_values" not in proof.inputs:
+            say("this model takes pictures in a way of its own: it was proved with texts alone")
         if proof.drowned:
             say("the adapter changes so little that rounding hides most of it: `export.dtype: float32` would keep it")
         report = {

@@ -19,7 +19,7 @@ from peftctl.exports.running import running
 from peftctl.exports.weights import Weights
 from peftctl.methods import load
 from peftctl.models import base as models
-from peftctl.models.head import Head
+from peftctl.models.head import CAUSAL, PICTURES, Head
 
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 """By the dtype that weights were rounded to. 32 bits: the largest difference of a logit, relative to the largest logit
@@ -83,6 +83,18 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
     return found
 
 
+def asked(model: nn.Module, head: Head, ids: Tensor) -> tuple[Batch, Tensor]:
+    """What the models are asked, and the logits of `model`; texts alone where it has its own way to take pictures."""
+    if head == PICTURES:
+        try:
+            batch = batch_of(model, head, ids)
+            return batch, logits(model, batch)
+        except Exception:  # whatever a foreign model raises: some take pieces that only their processor cuts
+            head = CAUSAL
+    batch = batch_of(model, head, ids)
+    return batch, logits(model, batch)
+
+
 @dataclass(frozen=True)
 class Proof:
     """What was found; `judge` says whether it is good enough."""
@@ -97,6 +109,8 @@ class Proof:
     """The coarsest that changed weights were rounded to."""
     positions: int
     """How many tokens, or classes, were predicted."""
+    inputs: tuple[str, ...]
+    """What the models were given, by its names in their forward."""
 
     @property
     def difference(self) -> float:
@@ -124,6 +138,7 @@ class Proof:
             "tolerance": TOLERANCES[self.dtype],
             "rounded_to": str(self.dtype).removeprefix("torch."),
             "positions": self.positions,
+            "inputs": list(self.inputs),
             "merged_from_adapter": asdict(self.merged),
             "adapter_from_base": asdict(self.effect),
             "merged_from_quantised_run": asdict(self.quantised) if self.quantised else None,
@@ -149,8 +164,7 @@ def prove(
     """
     model = running(*base, head, memory).eval()
     poll()
-    batch = batch_of(model, head, ids)
-    untouched = logits(model, batch)  # first: an adapter may be written into the base itself
+    batch, untouched = asked(model, head, ids)  # first: an adapter may be written into the base itself
     load(model, adapter)
     poll()
     reference = logits(model, batch)
@@ -170,6 +184,7 @@ def prove(
         quantised=None if quantised is None else distance_to_run(found, adapter, base[0], head, quantised, batch),
         dtype=max(dtypes, key=lambda dtype: TOLERANCES[dtype]),
         positions=found.shape[:-1].numel(),
+        inputs=tuple(batch),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,24 +14,33 @@ import pytest
 import tiny
 import tiny_heads as zoo
 import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
 from tiny_chat import tokenizer
 
 import peftctl
 from peftctl.engine import hosts
 from peftctl.engine.anatomy import modules
-from peftctl.errors import NotMergeable
+from peftctl.errors import AdapterError, NotMergeable, RunError
 from peftctl.exports.card import HERE, Facts, card
 from peftctl.exports.dequantise import Quantised, linears
 from peftctl.exports.merge import merge
 from peftctl.exports.skeleton import skeleton
 from peftctl.models.adapted import head_of
 from peftctl.models.base import Model, load
-from peftctl.models.head import Head
+from peftctl.models.head import PICTURES, SEQUENCES, Head
 from peftctl.models.origin import ORIGIN, origin_bytes
 from peftctl.verbs.export import export
 from peftctl.verbs.merge import merge as merge_verb
 
 Write = Callable[..., tuple[Path, Path, Head]]
+
+
+def base_of(model: torch.nn.Module, folder: Path) -> Path:
+    """A folder with the model and a tokenizer."""
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
@@ -40,9 +50,7 @@ def write(tmp_path: Path) -> Write:
     def make(name: str, kind: str = "lora", **fields: Any) -> tuple[Path, Path, Head]:
         head, build = zoo.BASES[name]
         torch.manual_seed(0)
-        base = tmp_path / "base"
-        build().save_pretrained(base)
-        tokenizer().save_pretrained(base)
+        base = base_of(build(), tmp_path / "base")
         return base, attached(base, head, tmp_path / "adapter", kind, **fields), head
 
     return make
@@ -72,7 +80,7 @@ def whole(folder: Path, head: Head) -> Any:
 
 def adapted(base: Path, adapter: Path) -> Any:
     head = head_of(adapter, base)
-    model = zoo.plain(base, head)
+    model = zoo.plain(base, head, ignore_mismatched_sizes=True)
     if head.classifies:
         model.config.pad_token_id = 0
     return peftctl.load(model, adapter)
@@ -196,3 +204,82 @@ def test_the_example_of_a_method_of_our_own(write: Write, tmp_path: Path) -> Non
     )
     [model] = run_examples(card(facts), here=adapter, base=base)
     torch.testing.assert_close(zoo.logits(model, head), zoo.logits(adapted(base, adapter), head), rtol=0, atol=1e-6)
+
+
+def test_pictures_that_only_their_processor_cuts(tmp_path: Path) -> None:
+    base = base_of(zoo.qwen(), tmp_path / "base")
+    adapter = attached(base, PICTURES, tmp_path / "adapter", target_modules=["q_proj", "fc1", "qkv"])
+    said: list[str] = []
+    report = merge(base, adapter, tmp_path / "out", say=said.append)
+    assert report["proof"]["inputs"] == ["input_ids", "attention_mask"]
+    assert any("proved with texts alone" in line for line in said)
+    assert report["proof"]["adapter_from_base"]["max_difference"] > 0.01
+    assert {name.split(".")[-2] for name in report["tensors"]["changed"]} == {"q_proj", "fc1", "qkv"}
+    whole(tmp_path / "out", PICTURES)
+
+
+def test_names_as_the_first_bert_had_them(write: Write, tmp_path: Path) -> None:
+    base, adapter, head = write("bert")
+    stored = load_file(base / "model.safetensors")
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in stored.items()
+    }
+    assert old.keys() != stored.keys()
+    save_file(old, base / "model.safetensors", metadata={"format": "pt"})
+    report = merge(base, adapter, tmp_path / "out", memory=0)
+    assert "classifier.weight" in report["tensors"]["new"]
+    assert all(name.startswith("cls.") for name in report["tensors"]["left_behind"])
+    expected = zoo.logits(adapted(base, adapter), head)
+    torch.testing.assert_close(zoo.logits(whole(tmp_path / "out", head), head), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["bert inside", "llama", "t5", "blip"])
+def test_sixteen_bits(name: str, dtype: Any, write: Write, tmp_path: Path) -> None:
+    base, adapter, head = write(name)
+    merge(base, adapter, tmp_path / "out", dtype=dtype)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert {t.dtype for t in stored.values() if t.is_floating_point()} == {getattr(torch, dtype)}
+    expected = zoo.logits(adapted(base, adapter), head)
+    torch.testing.assert_close(zoo.logits(whole(tmp_path / "out", head), head), expected, rtol=0, atol=0.1)
+
+
+def test_another_head_in_the_base_makes_room(tmp_path: Path) -> None:
+    config = hf.BertConfig(**zoo.ENCODER, num_labels=3, problem_type="multi_label_classification")
+    base = base_of(hf.BertForSequenceClassification(config), tmp_path / "base")
+    adapter = attached(base, SEQUENCES, tmp_path / "adapter")
+    report = merge(base, adapter, tmp_path / "out")
+    assert set(report["tensors"]["new"]) == {"classifier.weight", "classifier.bias"}
+    merged = whole(tmp_path / "out", SEQUENCES)
+    expected = zoo.logits(adapted(base, adapter), SEQUENCES)
+    torch.testing.assert_close(zoo.logits(merged, SEQUENCES), expected, rtol=0, atol=2e-5)
+    assert (merged.config.num_labels, merged.config.problem_type) == (4, None)
+
+
+def test_an_adapter_without_the_head_that_its_base_lacks(write: Write, tmp_path: Path) -> None:
+    base, adapter, _ = write("llama")
+    file = adapter / "adapter_model.safetensors"
+    save_file({k: t for k, t in load_file(file).items() if "score" not in k}, file)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": None}))
+    with pytest.raises(AdapterError, match=r"`score\.weight` is not in the base, and not in the adapter"):
+        merge(base, adapter, tmp_path / "into" / "out")
+    assert not (tmp_path / "into").exists()
+
+
+def test_a_folder_of_peft_says_how_many_labels_by_its_head(write: Write, tmp_path: Path) -> None:
+    base, adapter, head = write("roberta")
+    (adapter / ORIGIN).unlink()
+    assert head_of(adapter, base) == head.with_labels(("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"))
+    merge(base, adapter, tmp_path / "out")
+    expected = zoo.logits(adapted(base, adapter), head)
+    torch.testing.assert_close(zoo.logits(whole(tmp_path / "out", head), head), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("labels", ["bad", [1, 2], ["a", "a"], {"a": 0}])
+def test_labels_that_are_none(labels: Any, write: Write, tmp_path: Path) -> None:
+    base, adapter, _ = write("llama")
+    (adapter / ORIGIN).write_text(json.dumps({"labels": labels}))
+    with pytest.raises(RunError, match="`labels` is no list of different texts"):
+        merge(base, adapter, tmp_path / "out")
