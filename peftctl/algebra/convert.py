@@ -29,6 +29,7 @@ from peftctl.exports.skeleton import keys, skeleton
 from peftctl.exports.weights import Weights
 from peftctl.methods import load
 from peftctl.methods.lora import LoRA
+from peftctl.models.adapted import head_of
 
 NAME = "default"
 CARRIED = (Trained, Bias, TokenRows)
@@ -44,7 +45,7 @@ def converted(
     Raises NotMergeable, with every reason, for an adapter that is more than an update of linears and embeddings;
     AdapterError for a damaged one, one of another base, or a LoRA; ModelError for a base that cannot be read.
     """
-    model = skeleton(base, str(base))
+    model = skeleton(base, str(base), head_of(folder, base))
     load(model, folder, NAME)
     method = methods(model)[NAME]
     if type(method) is LoRA:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import peft
 import pytest
+import tiny_heads
 import torch
 from methods.settings import SETTINGS
-from tiny import build, logits
+from tiny import build, logits, stir
+from tiny_chat import tokenizer
 
 import peftctl
 from peftctl import METHODS
@@ -71,3 +73,22 @@ def test_what_is_no_update_is_refused_with_the_reason(make, make_base, method):
 def test_a_lora_is_sent_to_resize(make, make_base):
     with pytest.raises(AdapterError, match="a LoRA already; `peftctl adapters resize` changes its rank"):
         converted(make(), make_base(), 4)
+
+
+@pytest.mark.parametrize("name", ["bert inside", "t5"])
+def test_of_other_kinds_of_model(tmp_path, name):
+    head, made = tiny_heads.BASES[name]
+    torch.manual_seed(0)
+    made().save_pretrained(tmp_path / "base")
+    tokenizer().save_pretrained(tmp_path / "base")
+    head = head.with_labels(tiny_heads.LABELS if head.classifies else ())
+    saved = {"modules_to_save": ["classifier"]} if head.classifies else {}
+    model = tiny_heads.plain(tmp_path / "base", head)
+    peftctl.attach(model, METHODS["dora"](r=4, alpha=8, target_modules="attention", **saved))
+    stir(model)
+    folder = peftctl.save(model, tmp_path / "dora")
+    result, _ = converted(folder, tmp_path / "base", 64)
+    write_lora_folder(result, tmp_path / "lora")
+    again = peftctl.load(tiny_heads.plain(tmp_path / "base", head), tmp_path / "lora")
+    wanted = tiny_heads.logits(model, head)
+    torch.testing.assert_close(tiny_heads.logits(again, head), wanted, rtol=1e-4, atol=1e-4)
