@@ -15,7 +15,7 @@ from typing import Any
 from peftctl.config.document import parse
 from peftctl.config.quote import shown
 from peftctl.config.write import to_yaml
-from peftctl.models.head import CAUSAL, Head
+from peftctl.models.head import CAUSAL, DIFFUSION, Head
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 LOCAL = re.compile(r"[/~.\\]|[A-Za-z]:[/\\]")
@@ -56,7 +56,7 @@ def card(facts: Facts) -> str:
     recipe = parse(facts.recipe, "recipe").data
     kind = "Merged model" if facts.merged else "Adapter"
     parts = [
-        header(base, "transformers" if facts.merged else "peft" if facts.peft else "peftctl", facts.head),
+        header(base, library(facts), facts.head),
         f"# {kind} of {span(base)}",
         f"Trained with peftctl: {inline(facts.method)}.",
         "## Use",
@@ -75,11 +75,39 @@ def card(facts: Facts) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def library(facts: Facts) -> str:
+    """What reads the folder, as hubs call it."""
+    if facts.head is DIFFUSION:
+        return "diffusers"
+    return "transformers" if facts.merged else "peft" if facts.peft else "peftctl"
+
+
 def use(base: str, facts: Facts, recipe: Any) -> list[str]:
     """How to load what the card is for."""
+    if facts.head is DIFFUSION:
+        return drawing_use(base, facts)
     if facts.merged:
         return merged_use(facts.head)
     return adapter_use(base, facts, recipe) if facts.peft else own_use(base, facts.head)
+
+
+def drawing_use(base: str, facts: Facts) -> list[str]:
+    """How diffusers loads the adapter of a pipeline, or a merged one."""
+    name = json.dumps(HERE if facts.merged else base, ensure_ascii=False)
+    load = f"from diffusers import DiffusionPipeline\n\npipeline = DiffusionPipeline.from_pretrained({name})\n"
+    draw = 'picture = pipeline("what it shows").images[0]'
+    if facts.merged:
+        return [fenced(load + draw, "python")]
+    if facts.method.lower().startswith(("`lora`", "`dora`")):
+        return [
+            "With diffusers, where `pytorch_lora_weights.safetensors` is here:",
+            fenced(f'{load}pipeline.load_lora_weights("{HERE}")\n{draw}', "python"),
+        ]
+    part = "pipeline.unet"
+    return [
+        f"With peftctl; `{part}` is `pipeline.transformer` where there is no UNet:",
+        fenced(f'import peftctl\n{load}peftctl.load({part}, "{HERE}")\n{draw}', "python"),
+    ]
 
 
 def header(base: str, library: str, head: Head) -> str:

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 from peftctl.engine.peft_config import read_config
 from peftctl.engine.tensor_file import shapes
-from peftctl.models.folder import CONFIG, read_json
-from peftctl.models.head import CAUSAL, HEADS, PICTURES, SEQ2SEQ, SEQUENCES, TOKENS, Head
+from peftctl.models.folder import CONFIG, PIPELINE, read_json
+from peftctl.models.head import CAUSAL, DIFFUSION, HEADS, PICTURES, SEQ2SEQ, SEQUENCES, TOKENS, Head
 from peftctl.models.origin import labels_in
 
 CLASSIFIERS = ("score", "classifier", "classification_head")
@@ -31,6 +31,8 @@ def head_of(adapter: Path, base: Path) -> Head:
         known = config.get("id2label")
         count = len(known) if isinstance(known, dict) else 2  # transformers' own default
         return found.with_labels(()) if not labels_in(adapter) and len(found.labels) == count else found
+    if (base / PIPELINE).is_file():
+        return DIFFUSION
     said = read_config(adapter).get("task_type")
     named = HEADS.get(said) if isinstance(said, str) else None
     # models that write about pictures are called like those with an encoder and a decoder, or like causal ones

@@ -11,8 +11,9 @@ from peftctl.exports.card import card
 from peftctl.exports.dequantise import Quantised
 from peftctl.exports.export import Export
 from peftctl.exports.merge import merge as merge_folder
+from peftctl.exports.pipeline import merge_pipeline
 from peftctl.models.allocator import keep_memory
-from peftctl.models.head import SEQUENCES, TOKENS
+from peftctl.models.head import DIFFUSION, SEQUENCES, TOKENS
 from peftctl.models.source import local
 from peftctl.training.signals import Stop
 from peftctl.verbs.events import Listen, silent, speaker, ticker
@@ -56,22 +57,30 @@ def merge(
         listen({"event": "warning", "text": text, "hint": hint})
     say = speaker(listen)
     settings = found.recipe.export if found.recipe else Export()
+    folder = local(found.model.name_or_path, found.model.revision, say=say)
     with Stop() as stop:
-        report = merge_folder(
-            local(found.model.name_or_path, found.model.revision, say=say),
-            found.adapter,
-            Path(output),
-            head=found.head,
-            dtype=settings.dtype,
-            into=cast(Literal["base", "dequantised"], into or settings.into),
-            quantised=Quantised.of(found.model),
-            shard_size=settings.shard_size,
-            base_name=Path(found.model.name_or_path).name,
-            beside={"README.md": card(facts_of_run(found.folder, merged=True))} if found.folder else None,
-            poll=partial(polled, stop, *NOTHING),
-            say=say,
-            progress=ticker(listen, "merging"),
-        )
+        alike: dict[str, Any] = {
+            "dtype": settings.dtype,
+            "shard_size": settings.shard_size,
+            "base_name": Path(found.model.name_or_path).name,
+            "beside": {"README.md": card(facts_of_run(found.folder, merged=True))} if found.folder else None,
+            "poll": partial(polled, stop, *NOTHING),
+            "say": say,
+        }
+        where = cast(Literal["base", "dequantised"], into or settings.into)
+        if found.head is DIFFUSION:
+            report = merge_pipeline(folder, found.adapter, Path(output), into=where, **alike)
+        else:
+            report = merge_folder(
+                folder,
+                found.adapter,
+                Path(output),
+                head=found.head,
+                into=where,
+                quantised=Quantised.of(found.model),
+                progress=ticker(listen, "merging"),
+                **alike,
+            )
     tell(report, listen)
     return {"path": str(output), **report}
 
@@ -79,7 +88,15 @@ def merge(
 def tell(report: dict[str, Any], listen: Listen) -> None:
     """The report in a few lines."""
     proof, tensors = report["proof"], report["tensors"]
-    near = proof["merged_from_adapter"]
+    near = proof.get("merged_from_adapter")
+    if near is None:  # of a network that draws
+        told = f"{proof['difference']:.2g} of its predictions; {proof['tolerance']:g} is allowed"
+        rows = [
+            ["tensors changed", f"{len(tensors['changed'])} of {tensors['total']}"],
+            ["distance from the adapter", told],
+        ]
+        listen({"event": "table", "title": "merged", "columns": ["proof", "figure"], "rows": rows})
+        return
     what = "class" if report["model"] in (SEQUENCES.what, TOKENS.what) else "token"
     rows = [
         ["tensors changed", f"{len(tensors['changed'])} of {tensors['total']}"],

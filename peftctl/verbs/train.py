@@ -18,6 +18,7 @@ from peftctl.engine.disk import save
 from peftctl.engine.method import Method
 from peftctl.errors import RunError
 from peftctl.exports.card import card, public
+from peftctl.exports.diffusers_lora import readable, write_lora
 from peftctl.models import base as models
 from peftctl.models.allocator import keep_memory
 from peftctl.models.origin import ORIGIN, origin, origin_bytes
@@ -34,7 +35,7 @@ from peftctl.verbs.events import Listen, silent, speaker
 from peftctl.verbs.facts import facts_of
 from peftctl.verbs.hints import Hints, memory_watched
 from peftctl.verbs.plan import Plan
-from peftctl.verbs.rows import Rows
+from peftctl.verbs.rows import Rows, refuse_longer
 from peftctl.verbs.run_folder import RunFolder
 from peftctl.verbs.sample import sample_of
 from peftctl.verbs.signalled import BEFORE, meter, polled
@@ -83,6 +84,8 @@ def train(
         again = folder if folder.exists and resume else None
         if resume and again is None:
             listen({"event": "note", "text": f"nothing to resume in {folder.path}: starting at the first step"})
+        virtual = getattr(recipe.method, "num_virtual_tokens", 0)
+        refuse_longer([rows.train, *rows.eval.values()], rows.task, base.model, virtual)
         wanted = rows.task.trains(recipe.method, base)
         method = start(base, wanted, rows.task, sample_of(recipe, base, rows), again, accelerator, listen)
         packing = choose(recipe.trainer, base.model, rows.train.rows, rows.train.parts, recipe.seed, speaker(listen))
@@ -123,6 +126,8 @@ def run(
     if found is not None:
         for difference in found.changed_since(accelerator.device):
             listen({"event": "warning", "text": f"going on, but not bit for bit: {difference}", "hint": None})
+    if base.pipeline is not None and not readable(method):
+        say("`load_lora_weights` of diffusers reads LoRA and DoRA alone: `peftctl merge` will make a pipeline of this")
     write = partial(write_adapter, recipe=recipe, base=base, rows=rows)
     done = found.step if found else 0
     main = accelerator.is_main_process  # the only one that may cut the file back to the step it goes on from
@@ -187,6 +192,8 @@ def begin(
 def write_adapter(folder: Path, *, recipe: Recipe, base: models.Base, rows: Rows) -> None:
     """The adapter as a PEFT folder; beside it what it was trained on, the chat template and a model card."""
     save(base.model, folder)
+    if base.pipeline is not None:
+        write_lora(folder, base.pipeline)
     filesystem.write(folder / ORIGIN, [origin_bytes(base.folder, public(base.name), rows.task.head.labels)])
     if rows.train.chat_template is not None:
         filesystem.write(folder / "chat_template.jinja", [rows.train.chat_template.encode()])
