@@ -38,7 +38,7 @@ from peftctl.verbs import provenance
 from peftctl.verbs.asked import Asked, command, settings, unmeasured_gates
 from peftctl.verbs.events import Listen, silent, speaker, ticker
 from peftctl.verbs.past import earlier, model_of
-from peftctl.verbs.rows import HERE, EvalSet, evaluation_rows
+from peftctl.verbs.rows import HERE, EvalSet, evaluation_rows, refuse_longer
 from peftctl.verbs.target import Target, open_target
 
 ADAPTER = "adapter"
@@ -74,6 +74,7 @@ def evaluate(
         name: one._replace(encoded=recipe.trainer.task.rows(one.prepared, base))
         for name, one in evaluation_rows(recipe, base.tokenizer, say).items()
     }
+    refuse_longer([one.prepared for one in sets.values()], recipe.trainer.task, base.model)
     digests = {name: sorted(map(row_digest, one.prepared.parsed)) for name, one in sets.items()}
     gates = recipe.eval.gates if found.adapter is not None else {}
     past = earlier(gates, digests, partial(command, recipe))
@@ -148,7 +149,8 @@ def informed(recipe: Recipe, found: Target, say: Say) -> Recipe:
         task = task.of(found.head)
     else:
         task = task.knowing(partial(readable, dataset.train, dataset, HERE, task.accept), say)
-    measures = replace(recipe.eval, labels=recipe.eval.labels or list(task.head.labels))
+    chosen = list(task.head.labels) if "labels" in task.judged.measures else []
+    measures = replace(recipe.eval, labels=recipe.eval.labels or chosen)
     return replace(recipe, trainer=replace(recipe.trainer, task=task), eval=measures)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+from torch import nn
 
 from peftctl.data.dataset import ONLY, Split
 from peftctl.data.encode import Encoded
@@ -19,6 +22,7 @@ from peftctl.data.reading import RowEncoder
 from peftctl.data.survey import Meter, silent
 from peftctl.errors import DataError
 from peftctl.models.base import load_tokenizer
+from peftctl.models.positions import positions
 from peftctl.recipe import Recipe
 from peftctl.tasks import Task
 from peftctl.tasks.preference import PAIRS
@@ -117,6 +121,23 @@ def eval_set(prepared: Prepared, recipe: Recipe, tokenizer: Any) -> EvalSet:
     if not any(isinstance(row, Preference) for row in rows):
         return EvalSet(prepared, encoder, rows)
     return EvalSet(prepared, encoder, [chosen(row) for row in rows], [rejected(row) for row in rows])
+
+
+def refuse_longer(sets: Iterable[Prepared], task: Task, model: nn.Module, virtual: int = 0) -> None:
+    """Raise DataError for rows that `model` has no positions for, `virtual` tokens before each included."""
+    limit = positions(model)
+    if limit is None:
+        return
+    widest = virtual
+    for prepared in sets:
+        for number in np.flatnonzero(prepared.rows.lengths + virtual > limit):
+            batch = task.collate([prepared.rows[int(number)]], 0)
+            texts = [tensor for name, tensor in batch.items() if name in ("input_ids", "labels")]
+            read = [text.shape[1] for text in texts if text.dim() > 1]
+            widest = max(widest, *(length + virtual for length in read))
+    if widest > limit:
+        text = f"dataset.max_length: the longest row has {widest:,} tokens, and {type(model).__name__} reads {limit:,}"
+        raise DataError(text, f"set `max_length: {limit - virtual}`; `on_long` says what becomes of longer rows")
 
 
 def first(prepared: Prepared, rows: int | None) -> Prepared:

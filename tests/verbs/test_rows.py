@@ -1,13 +1,17 @@
-"""Rows of a recipe: what `eval.max_rows` leaves."""
+"""Rows of a recipe: what `eval.max_rows` leaves, and what the model cannot read."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+import tiny
 import tiny_chat
 
+import peftctl
 from peftctl.data.dataset import Dataset
 from peftctl.data.prepare import prepare
+from peftctl.errors import DataError
 from peftctl.verbs.rows import first
 
 
@@ -22,3 +26,18 @@ def test_the_first_rows_come_with_all_their_pieces(tmp_path: Path):
         assert list(found.rows) == list(prepared.rows)[: len(found.rows)]
     assert len(first(prepared, 2).rows) > 2
     assert first(prepared, None) is prepared
+
+
+def test_rows_longer_than_the_model_reads_are_refused(tmp_path: Path):
+    base = tmp_path / "gpt2"
+    tiny.gpt2().save_pretrained(base)
+    tiny_chat.tokenizer().save_pretrained(base)
+    rows = tiny_chat.write_rows(tmp_path / "rows.jsonl", [{"text": "a" * 90}, {"text": "b" * 200}])
+    recipe = tiny_chat.recipe(base, rows, output="run")
+    with pytest.raises(DataError, match="the longest row has 201 tokens, and GPT2LMHeadModel reads 128; set `max_l"):
+        peftctl.train(recipe, output=tmp_path / "run")
+    prefix = {**recipe, "method": {"type": "prompt", "num_virtual_tokens": 8}}
+    with pytest.raises(DataError, match="has 209 tokens, and GPT2LMHeadModel reads 128; set `max_length: 120`"):
+        peftctl.train(prefix, output=tmp_path / "run")
+    recipe["dataset"]["max_length"] = 128
+    peftctl.train({**recipe, "trainer": {"steps": 1}}, output=tmp_path / "run")

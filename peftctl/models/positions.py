@@ -1,0 +1,21 @@
+"""How many tokens a model has learned positions for; most newer ones rotate or compare, and have no such limit."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def positions(model: nn.Module) -> int | None:
+    """Tokens of the longest row that `model` can read; None where nothing limits it but memory.
+
+    Tables of pictures' patches and of distances between tokens are no limit of that kind.
+    """
+    found = []
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        if isinstance(module, nn.Embedding) and ("position" in last or last == "wpe"):
+            if "relative" not in last and "vision" not in name:
+                # the first rows of some tables belong to no token: those of BART's kin, and up to the pad token's
+                unused = getattr(module, "offset", 0) or (module.padding_idx + 1 if module.padding_idx is not None else 0)
+                found.append(module.num_embeddings - unused)
+    return min(found, default=None)
