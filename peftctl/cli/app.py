@@ -181,9 +181,10 @@ def generate(
     ] = 0.9,
     beams: Annotated[int, typer.Option(metavar="N", min=1, help="Answers to search side by side.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer, in tokens.")] = 128,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="With --sample: seed of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="With --sample, and of pictures: seed.")] = 0,
+    output: Annotated[Path | None, typer.Option(metavar="PNG", help="The picture, of a model that draws.")] = None,
 ) -> None:
-    """Print what the tuned model says."""
+    """Print what the tuned model says, or draw what it is told."""
     from peftctl.cli.live import listening
     from peftctl.verbs.generate import generate as verb
 
@@ -198,6 +199,7 @@ def generate(
             beams=beams,
             max_new_tokens=max_new_tokens,
             seed=seed,
+            output=output,
             listen=listen,
         )
     console.out(said)

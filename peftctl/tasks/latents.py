@@ -16,6 +16,7 @@ from torch import Tensor
 
 from peftctl.data.fitting import Encoded
 from peftctl.data.formats import Captioned
+from peftctl.data.pictures import opened
 from peftctl.models.base import Base
 from peftctl.models.diffusion import lent, quiet_diffusers
 from peftctl.models.pipelines import KINDS, Conditions, of_picture
@@ -162,12 +163,3 @@ class Seen(Sequence[Encoded]):
             return [self[i] for i in range(len(self))[index]]
         number = range(len(self))[index]
         return self.latents.frozen.drawn(self.latents.encoded[number], self.seed, self.step, number)
-
-
-def opened(example: Captioned) -> Any:
-    """The picture of a row."""
-    import io
-
-    from PIL import Image
-
-    return Image.open(io.BytesIO(example.image) if isinstance(example.image, bytes) else example.image)

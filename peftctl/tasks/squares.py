@@ -10,13 +10,12 @@ from torch import Tensor
 
 
 def square(picture: Any, side: int) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
-    """The middle [3, side, side] of a PIL picture, from -1 to 1; its height and width before; top and left of the cut.
+    """The middle [3, side, side] of a PIL picture in RGB, from -1 to 1; its height and width; top and left of the cut.
 
     The corner is that in the resized picture, as SDXL counts it.
     """
     from PIL import Image
 
-    picture = picture.convert("RGB")
     width, height = picture.size
     scale = side / min(width, height)
     wide, high = max(side, round(width * scale)), max(side, round(height * scale))

@@ -22,6 +22,7 @@ from peftctl.data.dataset import Dataset
 from peftctl.data.encode import Encoded
 from peftctl.data.fitting import OnLong
 from peftctl.data.formats import Captioned, Example
+from peftctl.data.pictures import looked_at
 from peftctl.data.prepare import Prepared
 from peftctl.data.reading import RowEncoder
 from peftctl.engine.method import Method
@@ -165,7 +166,11 @@ class CaptionEncoder:
         return True
 
     def encode(self, row: Captioned) -> list[Encoded]:
-        """A row; none when its text is too long and dropped. Raises DataError for one too long."""
+        """A row; none when its text is too long and dropped.
+
+        Raises DataError for a text that is too long, and for a picture that cannot be opened.
+        """
+        looked_at(row)
         ids = self.prompt(row)
         cut = max(len(ids) - self.max_length, 0)
         if cut and self.on_long == "drop":

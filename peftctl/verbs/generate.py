@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from peftctl.data.dataset import Dataset
 from peftctl.data.template import find
+from peftctl.errors import RunError
 from peftctl.evaluation.generation import continuations
 from peftctl.exports.companions import TEMPLATE
 from peftctl.methods import load
 from peftctl.models import base as models
 from peftctl.models.allocator import keep_memory
+from peftctl.models.head import DIFFUSION
 from peftctl.models.quiet import Say
+from peftctl.verbs.draw import draw
 from peftctl.verbs.events import Listen, silent, speaker
 from peftctl.verbs.rows import HERE
 from peftctl.verbs.target import Target, open_target
@@ -31,17 +35,23 @@ def generate(
     beams: int = 1,
     max_new_tokens: int = 128,
     seed: int = 0,
+    output: Path | None = None,
     listen: Listen = silent,
 ) -> str:
     """The answer to `text`: greedy, unless `sample` or several `beams` say otherwise.
 
-    A run trained on conversations takes `text` as the user's message; other runs go on from it. With `base` the
-    adapter is left out. Raises PeftctlError.
+    A run trained on conversations takes `text` as the user's message; other runs go on from it. A model that draws
+    writes its picture to `output`, and the answer is that path. With `base` the adapter is left out. Raises
+    PeftctlError.
     """
     keep_memory()
     found = open_target(target)
     found.check_base()
     say = speaker(listen)
+    if found.head is DIFFUSION:
+        return draw(found, text, output, base=base, seed=seed, say=say)
+    if output is not None:
+        raise RunError(f"`--output {output}`: this model writes texts, which are printed", "leave it out")
     loaded = models.load(found.model, found.head, say=say)
     if found.adapter is not None and not base:
         load(loaded.model, found.adapter)
