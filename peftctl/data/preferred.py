@@ -1,8 +1,8 @@
-"""Rows of preferences as the two conversations, or pairs of texts, that they compare."""
+"""Preferences, and answers that were judged, as the conversations or pairs of texts that they are made of."""
 
 from __future__ import annotations
 
-from peftctl.data.formats import Chat, Example, Pair, Parsed, Preference
+from peftctl.data.formats import Chat, Example, Feedback, Pair, Parsed, Preference
 from peftctl.data.formats.kinds import Said
 from peftctl.errors import DataError
 
@@ -17,15 +17,28 @@ def rejected(example: Example) -> Parsed:
     return answered(preference(example), preference(example).rejected)
 
 
+def judged_answers(example: Example) -> list[tuple[Parsed, bool]]:
+    """The prompt with each answer that there is to it, and whether that is a good one. Raises DataError."""
+    match example:
+        case Feedback():
+            return [(answered(example, example.completion), example.desirable)]
+        case Preference():
+            return [(chosen(example), True), (rejected(example), False)]
+    hint = "rows have `prompt`, `completion` and `label`, or `prompt`, `chosen` and `rejected`"
+    raise DataError(f"{example.place}: nothing says whether its answer is a good one", hint)
+
+
 def preference(example: Example) -> Preference:
     """The row as a preference, which it has to be."""
     if not isinstance(example, Preference):
-        hint = "`preference` rows have `chosen` and `rejected`; `--data FILE` names others"
+        hint = "rows have `prompt`, `chosen` and `rejected`; `task: sft` learns from one answer"
+        if isinstance(example, Feedback):
+            hint = "`task: kto` learns from single answers that are good or bad"
         raise DataError(f"{example.place}: two answers are compared, and the row has one", hint)
     return example
 
 
-def answered(row: Preference, answer: Said) -> Parsed:
+def answered(row: Preference | Feedback, answer: Said) -> Parsed:
     """The prompt with one answer."""
     if isinstance(row.prompt, str) and isinstance(answer, str):
         return Pair(row.place, row.prompt, answer)

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from peftctl.data.formats import Captioned, Chat, Example, Feedback, Labelled, Message, Parsed, Preference, Translated
+from peftctl.data.formats import (
+    Captioned,
+    Chat,
+    Example,
+    Feedback,
+    Labelled,
+    Message,
+    Parsed,
+    Preference,
+    Tagged,
+    Translated,
+)
 from peftctl.errors import DataError
 
 
@@ -18,16 +29,19 @@ def supervised(example: Example) -> Parsed:
         case Translated():
             return _chat(example.place, example.source, example.target)
         case Preference():
-            hint = "`columns: {completion: chosen}` trains the better answer"
+            hint = "`task: dpo` learns from both answers; `columns: {completion: chosen}` trains the better one"
             if not isinstance(example.chosen, str):
                 hint = (
-                    "`columns: {messages: chosen}` trains the better answer where `chosen` is a whole conversation, "
-                    "`{completion: chosen}` where it is only the answer"
+                    "`task: dpo` learns from both answers; `columns: {messages: chosen}` trains the better one where "
+                    "`chosen` is a whole conversation, `{completion: chosen}` where it is only the answer"
                 )
             raise DataError(f"{example.place}: supervised fine-tuning does not train preferences", hint)
         case Feedback():
-            hint = "set `format: prompt_completion` to train every completion, and take the bad ones out before"
+            hint = "`task: kto` learns from both; `format: prompt_completion` trains every completion"
             raise DataError(f"{example.place}: supervised fine-tuning has no use for good and bad answers", hint)
+        case Tagged():
+            hint = "`task: token_classification` trains them"
+            raise DataError(f"{example.place}: supervised fine-tuning has no use for words with tags", hint)
         case Captioned():
             hint = "set `format: text` to train the texts alone"
             raise DataError(f"{example.place}: supervised fine-tuning trains texts, not images", hint)

@@ -100,8 +100,14 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def live(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Everything that a training step may change, by live name: what is trained, and the buffers of adapters."""
-    inside = [(key, adapter.named_buffers()) for key, adapter in adapters_of(model).items()]
+    """Everything that a training step may change, by live name: what is trained, and the buffers of active adapters."""
+    resting = {
+        inner
+        for _, _, stack in stacks(model)
+        for name in stack.keys() - {*stack.active}
+        for inner in stack[name].modules()
+    }
+    inside = [(key, one.named_buffers()) for key, one in adapters_of(model).items() if one not in resting]
     buffers = {id(b): (f"{key}.{name}", b) for key, named in reversed(inside) for name, b in named}  # shared ones once
     return {**trained(model), **dict(reversed(buffers.values()))}
 

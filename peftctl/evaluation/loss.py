@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from peftctl.data.encode import Encoded
 from peftctl.engine.inputs import evaluating
 from peftctl.tasks import Task
+from peftctl.tasks.task import Batch
 
 
 @torch.no_grad()
@@ -23,13 +24,34 @@ def means(
     """
     ordered = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     batches = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+    own = batches[accelerator.process_index :: accelerator.num_processes] or [[]]
+    weight = sum(map(task.weight, rows))
+
+    def made(chosen: Sequence[int]) -> Batch:
+        batch = task.collate([rows[i] for i in chosen], pad_id)
+        return {key: value.to(accelerator.device) for key, value in batch.items()}
+
+    known = looked_ahead(model, task, map(made, own), weight, accelerator)
     totals: dict[str, Tensor] = {}
     with evaluating(model):
-        for chosen in batches[accelerator.process_index :: accelerator.num_processes] or [[]]:
-            batch = task.collate([rows[i] for i in chosen], pad_id)
-            sums = task.sums(model, {key: value.to(accelerator.device) for key, value in batch.items()})
-            add(totals, {key: value.double().cpu() for key, value in sums.items()})
-    return reduced(totals, sum(map(task.weight, rows)), accelerator)
+        for chosen in own:
+            add(totals, {key: value.double().cpu() for key, value in task.sums(model, made(chosen) | known).items()})
+    return reduced(totals, weight, accelerator)
+
+
+@torch.no_grad()
+def looked_ahead(
+    model: nn.Module, task: Task, batches: Iterable[Batch], weight: float, accelerator: Any
+) -> dict[str, Tensor]:
+    """What the losses of `batches`, this process's part of rows that weigh `weight`, take from all of these rows."""
+    if not task.looks_ahead:
+        return {}
+    totals: dict[str, Tensor] = {}
+    with evaluating(model):
+        for batch in batches:
+            add(totals, task.ahead(model, batch))
+    found = reduced(totals, weight, accelerator)
+    return {name: torch.tensor(value, device=accelerator.device) for name, value in found.items()}
 
 
 def add(totals: dict[str, Tensor], sums: Mapping[str, Tensor]) -> None:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftctl.config.block import Fraction, Positive
-from peftctl.tasks.preference import Preferring, Scores, reference, scores
+from peftctl.tasks.preference import Preferring, Scores, reference, scores, watched
 from peftctl.tasks.task import register
 
 
@@ -39,26 +39,19 @@ class DPO(Preferring):
     label_smoothing: Fraction = 0.0
     """Share of pairs that are thought to be the wrong way round, below a half; of `sigmoid` and `robust`."""
 
+    needs_base: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if self.label_smoothing and self.variant in ("hinge", "ipo"):
             raise ValueError(f"label_smoothing: `{self.variant}` has none; hint: leave it out")
         if self.label_smoothing >= 0.5:
             raise ValueError("label_smoothing: at a half and above, worse would be better; hint: swap the answers")
 
-    needs_base: ClassVar[bool] = True
-
     def figures(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with reference(model):
-            frozen = scores(model, batch)
+        with reference(model) as start:
+            frozen = scores(start, batch)
         policy = scores(model, batch)
-        better, worse = self.rewards(policy, frozen).detach().chunk(2)
-        return {
-            "loss": self.losses(policy, frozen),
-            "reward_accuracy": (better > worse).float(),
-            "reward_margin": better - worse,
-            "chosen_reward": better,
-            "rejected_reward": worse,
-        }
+        return {"loss": self.losses(policy, frozen), **watched(self.rewards(policy, frozen))}
 
     def losses(self, policy: Scores, reference: Scores) -> Tensor:
         """The loss [pairs] of answers [2 pairs], the better ones first."""

@@ -2,8 +2,9 @@
 
     loss = - log p'_w - beta log sigmoid(log odds_w - log odds_l),   odds = p' / (1 - p')      (eq. 6, 7)
 
-p' the probability of an answer per token: the geometric mean over its tokens. No reference. The first term is
-supervised fine-tuning on the better answer; over its tokens, where TRL takes those of the prompt too.
+p' the probability of an answer per token: the geometric mean over its tokens. No reference; what is told as the reward
+of an answer is beta log p'. The first term is supervised fine-tuning on the better answer: here the mean over its
+tokens, of each pair for itself, where TRL takes the mean over all tokens of a micro-batch, those of prompts among them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftctl.config.block import Positive
-from peftctl.tasks.preference import Preferring, Scores, led, scores
+from peftctl.tasks.preference import Preferring, Scores, scores, watched
 from peftctl.tasks.task import register
 
 
@@ -30,7 +31,7 @@ class ORPO(Preferring):
 
     def figures(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         policy = scores(model, batch)
-        return {"loss": self.losses(policy), **led(policy)}
+        return {"loss": self.losses(policy), **watched(self.beta * policy.mean)}
 
     def losses(self, policy: Scores) -> Tensor:
         """The loss [pairs] of answers [2 pairs], the better ones first."""

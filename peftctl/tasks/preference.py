@@ -91,9 +91,9 @@ class PairEncoder:
     def of(cls, dataset: Dataset, tokenizer: Any, template: str | None) -> PairEncoder:
         """The encoder that a recipe's block asks for. Raises DataError for what pairs cannot be."""
         if dataset.on_long == "split":
-            raise DataError("dataset.on_long: a pair of answers is not split", "use `truncate` or `drop`")
+            raise DataError("dataset.on_long: answers that are compared are not split", "use `truncate` or `drop`")
         if dataset.train_on not in ("assistant", "last"):
-            raise DataError("dataset.train_on: only the two answers are compared", "use `assistant` or `last`")
+            raise DataError("dataset.train_on: only answers are compared", "use `assistant` or `last`")
         return cls(Encoder.of(dataset, tokenizer, template))
 
     @property
@@ -150,15 +150,23 @@ def scores(model: nn.Module, batch: Mapping[str, Tensor]) -> Scores:
     return Scores(each.new_zeros(len(tokens)).index_add(0, row, each), tokens)
 
 
-def led(policy: Scores) -> dict[str, Tensor]:
-    """How far each better answer leads [pairs], per token, and whether it does: to watch where nothing is compared."""
-    better, worse = policy.mean.detach().chunk(2)
-    return {"preferred": (better > worse).float(), "lead": better - worse}
+def watched(rewards: Tensor) -> dict[str, Tensor]:
+    """How the rewards of answers [2 pairs], the better ones first, lie to each other: to watch, per pair."""
+    better, worse = rewards.detach().chunk(2)
+    return {
+        "reward_accuracy": (better > worse).float(),
+        "reward_margin": better - worse,
+        "chosen_reward": better,
+        "rejected_reward": worse,
+    }
 
 
 @contextmanager
-def reference(model: nn.Module) -> Iterator[None]:
-    """The model as it was when training started: the base, with the adapter that the run started from, no dropout."""
+def reference(model: nn.Module) -> Iterator[nn.Module]:
+    """The model as it was when training started: the base, with the adapter that the run started from, no dropout.
+
+    Yields it without what wraps it for several processes, which have nothing to tell each other here.
+    """
     network = getattr(model, "module", model)
     with acting(network, [REFERENCE] if REFERENCE in methods(network) else []), evaluating(network), torch.no_grad():
-        yield
+        yield network

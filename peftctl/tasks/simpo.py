@@ -2,7 +2,7 @@
 
     loss = - log sigmoid(beta (log p'_w - log p'_l) - gamma)      (eq. 6)
 
-log p' the log-probability of an answer per token. No reference.
+log p' the log-probability of an answer per token; beta log p' is its reward. No reference.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftctl.config.block import NonNegative, Positive
-from peftctl.tasks.preference import Preferring, Scores, led, scores
+from peftctl.tasks.preference import Preferring, Scores, scores, watched
 from peftctl.tasks.task import register
 
 
@@ -30,7 +30,7 @@ class SimPO(Preferring):
 
     def figures(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         policy = scores(model, batch)
-        return {"loss": self.losses(policy), **led(policy)}
+        return {"loss": self.losses(policy), **watched(self.beta * policy.mean)}
 
     def losses(self, policy: Scores) -> Tensor:
         """The loss [pairs] of answers [2 pairs], the better ones first."""

@@ -46,10 +46,13 @@ class Task(Block):
     needs_base: ClassVar[bool] = False
     """Whether training compares with where it started, so that nothing may train the base in place."""
 
+    looks_ahead: ClassVar[bool] = False
+    """Whether the loss of a row depends on all rows of its step, see `ahead`."""
+
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity")
     """What is measured where a recipe names nothing."""
 
-    measures: ClassVar[frozenset[str]] = frozenset({"truth", "labels", "text", "pairs"})
+    measures: ClassVar[frozenset[str]] = frozenset({"truth", "labels", "text", "pairs", "feedback"})
     """What metrics may read of a model that was trained so, see `evaluation/metric.py`."""
 
     @property
@@ -118,6 +121,14 @@ class Task(Block):
     def answers(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits [n, classes] in float32 and labels [n] of all that a batch has to get right, row after row."""
         raise NotImplementedError
+
+    def ahead(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the loss of each row takes from all rows of a step: scalars, summed over the batch.
+
+        They are computed before any loss, without gradients and dropout; `sums` finds their means over the step, as
+        rows weigh, in its batch under the same names.
+        """
+        return {}
 
     def sums(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What is minimised, `loss`, and other figures to watch: scalars in float32, summed over the batch.

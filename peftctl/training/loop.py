@@ -18,7 +18,7 @@ from peftctl.data.encode import Encoded
 from peftctl.engine.attach import live, trained
 from peftctl.engine.method import Method
 from peftctl.errors import Interrupted, NonFiniteError
-from peftctl.evaluation.loss import add, means, reduced
+from peftctl.evaluation.loss import add, looked_ahead, means, reduced
 from peftctl.training import checkpoint, snapshot
 from peftctl.training.memory import peak_memory
 from peftctl.training.optimizer import build_optimizer, build_schedule
@@ -125,10 +125,12 @@ def train(
         chosen = [rows[i] for i in plan[position]]
         weight = sum(map(task.weight, chosen))
         micro_batches = layout.micro_batches(plan[position], rank, world)
+        batches = (layout.batch(part, accelerator.device) for part in micro_batches)
+        known = looked_ahead(model, task, batches, weight, accelerator)  # what losses take from the whole step, if any
         totals: dict[str, Tensor] = {}
         for index, part in enumerate(micro_batches):
             with nullcontext() if index + 1 == len(micro_batches) else accelerator.no_sync(wrapped):
-                sums = task.sums(wrapped, layout.batch(part, accelerator.device))
+                sums = task.sums(wrapped, layout.batch(part, accelerator.device) | known)
                 # processes average their gradients, and every one of them adds the penalty
                 accelerator.backward(sums["loss"] / weight * world + method.penalty(model) / len(micro_batches))
             add(totals, sums)

@@ -70,10 +70,10 @@ def evaluate(
     record_settings = settings(recipe.eval)  # a library that is missing is told before the model takes its time
     torch.manual_seed(recipe.seed)  # a head that the base lacks starts the same each time
     base = models.load(found.model, recipe.trainer.task.head, say=say)
-    sets = {
-        name: one._replace(encoded=recipe.trainer.task.rows(one.prepared, base))
-        for name, one in evaluation_rows(recipe, base.tokenizer, say).items()
-    }
+    sets = evaluation_rows(recipe, base.tokenizer, say)
+    if recipe.eval.needs("pictures"):
+        task = recipe.trainer.task
+        sets = {name: one._replace(encoded=task.rows(one.prepared, base)) for name, one in sets.items()}
     refuse_longer([one.prepared for one in sets.values()], recipe.trainer.task, base.model)
     digests = {name: sorted(map(row_digest, one.prepared.parsed)) for name, one in sets.items()}
     gates = recipe.eval.gates if found.adapter is not None else {}

@@ -14,9 +14,9 @@ from torch import nn
 from peftctl.data.dataset import ONLY, Split
 from peftctl.data.encode import Encoded
 from peftctl.data.examples import readable
-from peftctl.data.formats import Example, Preference
+from peftctl.data.formats import Example, Feedback, Preference
 from peftctl.data.held_out import hold_out
-from peftctl.data.preferred import chosen, rejected
+from peftctl.data.preferred import judged_answers
 from peftctl.data.prepare import Prepared, prepare
 from peftctl.data.reading import RowEncoder
 from peftctl.data.survey import Meter, silent
@@ -25,6 +25,7 @@ from peftctl.models.base import load_tokenizer
 from peftctl.models.positions import positions
 from peftctl.recipe import Recipe
 from peftctl.tasks import Task
+from peftctl.tasks.kto import ANSWERS
 from peftctl.tasks.preference import PAIRS
 
 HERE = Path(".")
@@ -87,10 +88,10 @@ class EvalSet(NamedTuple):
 
     prepared: Prepared
     encoder: RowEncoder
-    rows: Sequence[Example]
-    """The rows as they are measured."""
-    rejected: Sequence[Example] = ()
-    """The same with their worse answers, where two are compared."""
+    rows: Sequence[Example | None]
+    """The rows as they are measured, None for one that has a bad answer alone."""
+    rejected: Sequence[Example | None] = ()
+    """The same with their worse answers, where good and bad ones are compared."""
     encoded: Sequence[Encoded] = ()
     """The prepared rows as the task has them: with their pictures, where it has some."""
 
@@ -100,12 +101,11 @@ def evaluation_rows(recipe: Recipe, tokenizer: Any, say: Callable[[str], None]) 
     dataset, task = recipe.dataset, recipe.trainer.task
     if dataset.eval is None:
         raise DataError("dataset.eval: nothing to evaluate on", "name a file, `eval: {split: 0.05}`, or `--data FILE`")
-    pairs = recipe.eval.needs("pairs")
-    if pairs and isinstance(dataset.eval, Split) and task.reading != PAIRS:
+    reading = PAIRS if recipe.eval.needs("pairs") else ANSWERS if recipe.eval.needs("feedback") else task.reading
+    if reading != task.reading and isinstance(dataset.eval, Split) and task.reading not in (PAIRS, ANSWERS):
         hint = "name a file of them, or `--data FILE`"
         raise DataError("dataset.eval: rows to train on have one answer each, and two are compared", hint)
     ready = partial(prepare, dataset=dataset, tokenizer=tokenizer, root=HERE, say=say, keep_parsed=True)
-    reading = PAIRS if pairs else task.reading
     if isinstance(dataset.eval, Split):
         sets = {ONLY: hold_out(ready(dataset.train, reading=reading), dataset.eval.split, recipe.seed)[1]}
     else:
@@ -118,9 +118,10 @@ def eval_set(prepared: Prepared, recipe: Recipe, tokenizer: Any) -> EvalSet:
     encoder = recipe.trainer.task.judged.encoder(recipe.dataset, tokenizer, prepared.chat_template)
     encoder.stop_ids.update(prepared.stop_ids)
     rows = prepared.parsed
-    if not any(isinstance(row, Preference) for row in rows):
+    if not any(isinstance(row, Preference | Feedback) for row in rows):
         return EvalSet(prepared, encoder, rows)
-    return EvalSet(prepared, encoder, [chosen(row) for row in rows], [rejected(row) for row in rows])
+    found = [{good: answer for answer, good in judged_answers(row)} for row in rows]
+    return EvalSet(prepared, encoder, [one.get(True) for one in found], [one.get(False) for one in found])
 
 
 def refuse_longer(sets: Iterable[Prepared], task: Task, model: nn.Module, virtual: int = 0) -> None:

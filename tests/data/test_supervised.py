@@ -53,17 +53,17 @@ def test_what_is_trained(format: Any, value: dict[str, Any], expected: Example) 
         (
             "preference",
             {"prompt": "a", "chosen": "b", "rejected": "c"},
-            "does not train preferences; `columns: {completion: chosen}` trains",
+            "does not train preferences; `task: dpo` learns from both",
         ),
         (
             "preference",
             {"chosen": [USER, ANSWER], "rejected": [USER, {**ANSWER, "content": "no"}]},
-            "`columns: {messages: chosen}` trains the better answer where `chosen` is",
+            "`columns: {messages: chosen}` trains the better one where `chosen` is",
         ),
         (
             "unpaired_preference",
             {"prompt": "a", "completion": "b", "label": True},
-            "no use for good and bad answers; set",
+            "no use for good and bad answers; `task: kto` learns from both",
         ),
         ("image_text", {"image": "a.png", "text": "b"}, "trains texts, not images; set `format: text`"),
     ],

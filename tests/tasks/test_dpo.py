@@ -185,9 +185,9 @@ def test_long_pairs_go_whole():
     long = [{"prompt": "a? ", "chosen": "b", "rejected": "c" * 20}, {"prompt": "a? ", "chosen": "b", "rejected": "c"}]
     assert len(encoded(long, max_length=10, on_long="drop")) == 1
     assert encoded(long, max_length=10)[0].truncated
-    with pytest.raises(DataError, match="a pair of answers is not split"):
+    with pytest.raises(DataError, match="answers that are compared are not split"):
         encoded(long, on_long="split")
-    with pytest.raises(DataError, match="only the two answers are compared"):
+    with pytest.raises(DataError, match="only answers are compared"):
         encoded(long, train_on="all")
     with pytest.raises(DataError, match="two answers are compared, and the row has one"):
         DPO().accept(Pair("rows.jsonl:1", "a", "b"))

@@ -1,4 +1,4 @@
-"""Whether a model finds the better of two answers more probable, and by how much."""
+"""Whether a model finds better answers more probable than worse ones, and by how much."""
 
 import numpy as np
 
@@ -15,6 +15,16 @@ def leads(seen: Seen) -> Array:
     """(lead, 1) of each row."""
     lead = seen.rejected - seen.nats
     return np.stack([lead, np.ones_like(lead)], axis=1)
+
+
+def judgements(seen: Seen) -> Array:
+    """Minus log p and tokens of the good and of the bad answer of each row, zero where it has none."""
+    return np.stack([seen.nats, seen.tokens, seen.rejected, seen.rejected_tokens], axis=1)
+
+
+def apart(sums: Array) -> Array:
+    """By how much good answers are more probable, per token."""
+    return ratio(sums[..., 2:]) - ratio(sums[..., :2])
 
 
 preference_accuracy = Metric(
@@ -35,4 +45,13 @@ preference_margin = Metric(
     better="higher",
     statistics=leads,
     figure=ratio,
+)
+
+feedback_margin = Metric(
+    name="feedback_margin",
+    about="log p per token of good answers, minus that of bad ones, in nats",
+    needs="feedback",
+    better="higher",
+    statistics=judgements,
+    figure=apart,
 )
