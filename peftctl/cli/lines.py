@@ -8,7 +8,7 @@ from rich.console import ConsoleOptions
 from rich.text import Text
 
 from peftctl.cli.console import one_line
-from peftctl.cli.pace import Pace, duration, quantity, rate
+from peftctl.cli.pace import Pace, duration, figures, quantity, rate
 
 GAP = 2
 BAR = 16
@@ -29,6 +29,7 @@ def step_line(pace: Pace, options: ConsoleOptions | None = None) -> Text:
         arrows = "v-^" if options.ascii_only else "↓→↑"
         loss.append(f" {arrows[pace.trend + 1]}", ("green", "dim", "red")[pace.trend + 1])
     parts["loss"] = loss
+    parts |= {word: _said(word, value) for word, value in figures(pace.watched).items()}
     parts["rate"] = _said("lr", rate(last["learning_rate"]))
     if pace.tokens_per_second is not None:
         parts["speed"] = Text.assemble(quantity(pace.tokens_per_second), (" tok/s", "dim"))
@@ -38,7 +39,7 @@ def step_line(pace: Pace, options: ConsoleOptions | None = None) -> Text:
         parts["left"] = Text.assemble(duration(pace.seconds_left), (" left", "dim"))
     if options is None:
         return _joined(list(parts.values()))
-    for name in ("rate", "memory", "speed", "left", "loss"):
+    for name in ("kl", "rate", "memory", "margin", "speed", "accuracy", "left", "loss"):
         if _width(parts) > options.max_width:
             parts.pop(name, None)
     line = _joined(list(parts.values()))

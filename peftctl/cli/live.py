@@ -15,7 +15,7 @@ from rich.text import Text
 from peftctl.cli.console import one_line, show, tell
 from peftctl.cli.layout import aligned, message, table
 from peftctl.cli.lines import bar_line, step_line
-from peftctl.cli.pace import Pace
+from peftctl.cli.pace import Pace, figures
 from peftctl.cli.screen import is_live, screen
 
 Event = dict[str, Any]
@@ -73,7 +73,8 @@ class Teller:
         best = ", the best so far" if event["best"] else ""
         others = list(event.get("losses", {}).items())[1:]
         more = "".join(f", {one_line(name)} {loss:.4f}" for name, loss in others)
-        self.tell(Text(f"evaluated at step {event['step']}: loss {event['loss']:.4f}{best}{more}"))
+        beside = "".join(f", {word} {value}" for word, value in figures(event).items())
+        self.tell(Text(f"evaluated at step {event['step']}: loss {event['loss']:.4f}{beside}{best}{more}"))
 
     def on_trained(self, event: Event) -> None:
         self.close()

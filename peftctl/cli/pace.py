@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 MEMORY = 20
 """Steps over which speed is averaged and the trend of the loss is read."""
 SMOOTHING = 0.9
-"""Weight of the past in the running mean of the loss."""
+"""Weight of the past in running means."""
+WATCHED = {"reward_accuracy": "accuracy", "reward_margin": "margin", "kl": "kl"}
+"""What a step may tell beside its loss, and what it is called in a line."""
 NOTABLE = 0.005
 """Share by which the loss must move for a trend."""
 
@@ -22,7 +24,8 @@ class Pace:
         self._clock = clock
         self._begin: tuple[float, int] | None = None
         self._heard = 0.0
-        self._sum = self._weight = 0.0
+        self._sums: dict[str, float] = {}
+        self._weight = 0.0
         self._losses: deque[float] = deque(maxlen=MEMORY + 1)
         self._speeds: deque[tuple[int, float]] = deque(maxlen=MEMORY)
         self.last: dict[str, Any] = {}
@@ -32,7 +35,9 @@ class Pace:
         self.last, self._heard = event, self._clock()
         if self._begin is None:
             self._begin = self._heard - event["seconds"], event["step"] - 1
-        self._sum = SMOOTHING * self._sum + event["loss"]
+        self._sums = {
+            key: SMOOTHING * self._sums.get(key, 0.0) + event[key] for key in ("loss", *WATCHED) if key in event
+        }
         self._weight = SMOOTHING * self._weight + 1
         self._losses.append(self.loss)
         self._speeds.append((event["tokens"], event["seconds"]))
@@ -40,7 +45,12 @@ class Pace:
     @property
     def loss(self) -> float:
         """Running mean of the loss, whose first value is the first loss itself."""
-        return self._sum / self._weight
+        return self._sums["loss"] / self._weight
+
+    @property
+    def watched(self) -> dict[str, float]:
+        """The same of what the task tells beside it."""
+        return {key: total / self._weight for key, total in self._sums.items() if key != "loss"}
 
     @property
     def trend(self) -> int:
@@ -84,6 +94,11 @@ def rate(value: float) -> str:
     mantissa, _, exponent = f"{value:.2e}".partition("e")
     short = mantissa.rstrip("0").rstrip(".")
     return f"{short}e{int(exponent)}" if value else "0"
+
+
+def figures(watched: Mapping[str, float]) -> dict[str, str]:
+    """What of `WATCHED` an event tells, by its word in a line."""
+    return {word: f"{watched[key]:.3f}" for key, word in WATCHED.items() if key in watched}
 
 
 def quantity(value: float) -> str:
