@@ -165,3 +165,21 @@ def blank(network: Any) -> tuple[Tensor, Tensor, Conditions]:
         conditions["text_embeds"] = torch.zeros(1, pooled)
     named = of_picture(network, (side, side), (0, 0), side)
     return sample, timestep, conditions | {name: value[None] for name, value in named.items()}
+
+
+KNOWN = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "StableDiffusionPipeline",
+    "runwayml/stable-diffusion-v1-5": "StableDiffusionPipeline",
+    "CompVis/stable-diffusion-v1-4": "StableDiffusionPipeline",
+    "stabilityai/stable-diffusion-2-1": "StableDiffusionPipeline",
+    "stabilityai/stable-diffusion-2-1-base": "StableDiffusionPipeline",
+    "stabilityai/stable-diffusion-xl-base-1.0": "StableDiffusionXLPipeline",
+    "PixArt-alpha/PixArt-XL-2-512x512": "PixArtAlphaPipeline",
+    "PixArt-alpha/PixArt-XL-2-1024-MS": "PixArtAlphaPipeline",
+    "PixArt-alpha/PixArt-Sigma-XL-2-512-MS": "PixArtSigmaPipeline",
+    "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": "PixArtSigmaPipeline",
+    "stabilityai/stable-diffusion-3-medium-diffusers": "StableDiffusion3Pipeline",
+    "stabilityai/stable-diffusion-3.5-medium": "StableDiffusion3Pipeline",
+    "stabilityai/stable-diffusion-3.5-large": "StableDiffusion3Pipeline",
+}
+"""Pipelines of the hub by their ids, so that they can be imitated without a network."""

@@ -36,6 +36,7 @@ def write_pipeline(named: str, folder: Path, *, seed: int = 0, prediction: str =
         if kind.network == "unet":
             parts["unet"] = unet(width, projected=len(kind.encoders) > 1)
         if kind.flow:
+            parts["vae"].register_to_config(shift_factor=0.06)
             parts["scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
         else:
             parts["scheduler"] = diffusers.DDPMScheduler(**SCHEDULE, prediction_type=prediction)

@@ -24,10 +24,12 @@ from peftctl.methods import METHODS
 from peftctl.models import base as models
 from peftctl.models import tiny
 from peftctl.models.gguf_header import read_header
+from peftctl.models.head import DIFFUSION
 from peftctl.models.known import known
 from peftctl.models.quiet import Say, quiet, reason
 from peftctl.models.source import resolve
 from peftctl.recipe import Recipe
+from peftctl.verbs.imitated_pipeline import draw_pictures, imitated, smaller
 from peftctl.verbs.made_up import made_up
 
 ROWS = 8
@@ -47,10 +49,8 @@ class Imitation:
 
     def of(self, recipe: Recipe) -> Recipe:
         """The small recipe. Raises ModelError when the architecture of its model is not known here."""
-        config = architecture(recipe)
-        layers, width = fewest_layers(recipe.method, config), narrowest(recipe.method, config)
-        model = tiny.write(config, self.folder / "model", seed=recipe.seed, layers=layers, width=width)
-        self.say(f"model: `{recipe.model.name_or_path}` as a random `{config.model_type}`, {layers} layers of {width}")
+        draws = recipe.trainer.task.head is DIFFUSION
+        model = imitated(recipe, self.folder / "model", self.say) if draws else self.model(recipe)
         small = replace(
             recipe,
             model=replace(recipe.model, name_or_path=str(model), revision=None, device="cpu", **self.precision(recipe)),
@@ -59,6 +59,13 @@ class Imitation:
             eval=replace(recipe.eval, **self.measuring(recipe)),
         )
         return replace(small, method=self.method(small))
+
+    def model(self, recipe: Recipe) -> Path:
+        """A tiny model of the architecture of the recipe's."""
+        config = architecture(recipe)
+        layers, width = fewest_layers(recipe.method, config), narrowest(recipe.method, config)
+        self.say(f"model: `{recipe.model.name_or_path}` as a random `{config.model_type}`, {layers} layers of {width}")
+        return tiny.write(config, self.folder / "model", seed=recipe.seed, layers=layers, width=width)
 
     def precision(self, recipe: Recipe) -> dict[str, Any]:
         """Fields of `model` that a CPU has not."""
@@ -84,7 +91,8 @@ class Imitation:
         if trainer.optimizer not in ("adamw", "sgd", "adafactor"):
             changed["optimizer"] = "adamw"
         self.tell("trainer", trainer, changed)
-        return {**changed, "epochs": 1.0, "keep": STEPS}
+        task = smaller(trainer.task) if trainer.task.head is DIFFUSION else trainer.task
+        return {**changed, "epochs": 1.0, "keep": STEPS, "task": task}
 
     def measuring(self, recipe: Recipe) -> dict[str, Any]:
         """Fields of `eval` for a few rows; a gate that compares with another run has nothing to compare with."""
@@ -136,6 +144,8 @@ class Imitation:
         texts = kind in TEXTS
         path = self.folder / f"{name}{kind if texts else '.jsonl'}"
         rows = made_up("text" if texts else wanted, recipe.eval.labels, ROWS)
+        if wanted == "image_text":
+            draw_pictures(self.folder, rows)
         lines = [row["text"] + "\n\n" if texts else json.dumps(row) for row in rows]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         self.say(f"data: `{source.path}` is not here: {len(rows)} made-up rows")
