@@ -6,7 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from peftctl.data.formats import Captioned, Chat, Example, Feedback, Labelled, Pair, Preference, Text, Translated
+from peftctl.data.formats import (
+    Captioned,
+    Chat,
+    Example,
+    Feedback,
+    Labelled,
+    Pair,
+    Preference,
+    Tagged,
+    Text,
+    Translated,
+)
 from peftctl.errors import DataError
 
 
@@ -23,7 +34,7 @@ def answer(row: Example) -> str | None:
             return str(row.label)
         case Captioned():
             return row.text.strip()
-        case Text() | Preference() | Feedback():
+        case Text() | Tagged() | Preference() | Feedback():
             return None
 
 
@@ -40,6 +51,8 @@ def question(row: Example) -> Any:
             return row.image if isinstance(row.image, str) else "an image"
         case Labelled():
             return row.text if row.pair is None else [row.text, row.pair]
+        case Tagged():
+            return row.tokens
         case Text():
             return row.text
 

@@ -28,8 +28,9 @@ class Evaluation(Block):
 
     metrics: list[MetricName] | None = None
     """What the task is usually measured by when left out. Of the right answers: `loss`, `perplexity`,
-    `token_accuracy`; of rows with a better and a worse answer also `preference_accuracy`, `preference_margin`. Of the
-    most probable of `labels`: `accuracy`, `macro_f1`, `matthews`, `confusion`. Of greedily generated answers:
+    `token_accuracy`; of rows with a better and a worse answer also `preference_accuracy`, `preference_margin`; of
+    good and bad answers `feedback_margin`. Of the most probable of `labels`: `accuracy`, `macro_f1`, `matthews`,
+    `confusion`. Of words with tags: `entity_f1`, `entity_precision`, `entity_recall`. Of greedily generated answers:
     `exact_match`, `bleu`, `chrf`, `rouge1`, `rouge2`, `rougeL`."""
     labels: list[str] = field(default_factory=list)
     """The possible answers, for `accuracy` and its like; `accuracy` is added to the metrics when given."""

@@ -17,9 +17,9 @@ from peftctl.errors import RunError
 
 Array = NDArray[np.float64]
 
-Need = Literal["truth", "labels", "text", "pairs", "pictures"]
-"""What a metric reads: log-probabilities of the answers as they are, of the labels as answers, or of a better and a
-worse answer; generated answers; what a model makes of noisy pictures."""
+Need = Literal["truth", "labels", "text", "pairs", "feedback", "pictures", "tags"]
+"""What a metric reads: log-probabilities of the answers as they are, of the labels as answers, of a better and a
+worse answer, or of good and of bad ones; generated answers; what a model makes of noisy pictures; classes of words."""
 
 
 def nothing() -> Array:
@@ -37,6 +37,8 @@ class Seen:
     """How many they are [n]."""
     rejected: Array = field(default_factory=nothing)
     """Minus the log-probability of each row's worse answer [n]; `nats` is then that of the better one."""
+    rejected_tokens: Array = field(default_factory=nothing)
+    """How many tokens the worse answers have [n]."""
     right: Array = field(default_factory=nothing)
     """How many of them the model puts first, given the right ones before [n]."""
     errors: Array = field(default_factory=nothing)
@@ -47,6 +49,10 @@ class Seen:
     """The label of each row, by number."""
     choice: Sequence[int] = ()
     """The label that the model finds most probable."""
+    tags: Sequence[Sequence[str]] = ()
+    """The class of each word of each row."""
+    found: Sequence[Sequence[str]] = ()
+    """The class that the model finds most probable for each of them."""
     answers: Sequence[str | None] = ()
     """What each row should be answered with; None for plain text."""
     said: Sequence[str | None] = ()

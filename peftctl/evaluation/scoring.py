@@ -6,6 +6,7 @@ probability of each.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from peftctl.tasks import Task
 Tick = Callable[[int, int], None]
 """Hears how many sequences are done, of how many."""
 
-Key = tuple[bytes, tuple[tuple[int, int], ...]]
+Key = tuple[bytes, tuple[tuple[int, int], ...], str]
 """What makes two sequences the same to the model and to the loss."""
 
 
@@ -29,13 +30,15 @@ class Score(NamedTuple):
 
     nats: float
     """Minus their log-probability."""
+    first: array[int]
+    """What it puts first in the place of each."""
     right: int
     """How many of them it puts first."""
 
 
 def key(encoded: Encoded) -> Key:
     """Of one sequence."""
-    return encoded.ids.tobytes(), encoded.spans
+    return encoded.ids.tobytes(), encoded.spans, encoded.beside
 
 
 def score(
@@ -69,6 +72,8 @@ class Shared:
         """Whether `other` can be a member. Both answers begin at one place: what is before may be read otherwise."""
         first, last = positions(other)[0], positions(other)[-1]
         mine = positions(self.longest)
+        if self.longest.beside != other.beside:
+            return False
         return mine[0] == first and self.longest.ids[:last] == other.ids[:last] and set(positions(other)) <= set(mine)
 
     def read(self, logs: torch.Tensor) -> dict[Key, Score]:
@@ -81,7 +86,8 @@ class Shared:
             rows = torch.tensor([place[p] for p in at], device=logs.device)
             tokens = torch.tensor([member.ids[p] for p in at], device=logs.device)
             nats = -float(logs[rows, tokens].double().sum())
-            found[key(member)] = Score(nats, int((first[rows] == tokens).sum()))
+            put = first[rows]
+            found[key(member)] = Score(nats, array("i", put.tolist()), int((put == tokens).sum()))
         return found
 
 
@@ -91,7 +97,7 @@ def gathered(sequences: Iterable[Encoded]) -> list[Shared]:
     groups: list[Shared] = []
     # In reverse order a sequence comes right after those that begin with all that stands before its last token; bytes
     # have another order than numbers, but one that keeps those together that begin alike.
-    for one in sorted(unique, key=lambda e: (e.ids[: positions(e)[-1]].tobytes(), e.trained), reverse=True):
+    for one in sorted(unique, key=lambda e: (e.beside, e.ids[: positions(e)[-1]].tobytes(), e.trained), reverse=True):
         if not groups or not groups[-1].holds(one):
             last = positions(one)[-1]
             groups.append(Shared(replace(one, ids=one.ids[: last + 1])))

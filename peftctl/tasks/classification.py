@@ -8,14 +8,13 @@ trained span.
 
 from __future__ import annotations
 
-import inspect
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from peftctl.data.batches import collate
 from peftctl.data.dataset import Dataset
@@ -26,75 +25,10 @@ from peftctl.data.reading import RowEncoder
 from peftctl.data.specials import Specials
 from peftctl.data.supervised import one_exchange
 from peftctl.data.template import special_ids
-from peftctl.engine.attach import takes
-from peftctl.engine.method import Method
 from peftctl.engine.sample import IGNORED
-from peftctl.errors import DataError, RecipeError
-from peftctl.models.base import Base
-from peftctl.models.head import SEQUENCES, Head
-from peftctl.models.quiet import Say
-from peftctl.tasks.task import Batch, Task, register
-
-
-@dataclass(frozen=True, kw_only=True)
-class Classifying(Task):
-    """What tasks share whose model ends in a head for a set of labels."""
-
-    measures: ClassVar[frozenset[str]] = frozenset({"truth", "labels"})
-
-    labels: list[str] = field(default_factory=list)
-    """The classes, in the order of the head's outputs; those of the training rows, sorted, when left out."""
-
-    kind: ClassVar[Head] = SEQUENCES
-
-    def __post_init__(self) -> None:
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError("a label stands there twice")
-        if len(self.labels) == 1:
-            raise ValueError("one label leaves nothing to choose")
-
-    @property
-    def head(self) -> Head:
-        return self.kind.with_labels(tuple(self.labels))
-
-    def labels_of(self, example: Example) -> Iterable[str | int]:
-        """The labels in an example."""
-        raise NotImplementedError
-
-    def knowing(self, examples: Callable[[], Iterable[Example]], say: Say) -> Task:
-        if self.labels:
-            return self
-        met = {label for example in examples() for label in self.labels_of(example)}
-        if len(met) < 2:
-            found = f"the rows have {'one label' if met else 'no label'}"
-            raise DataError(f"dataset.train: {found}, which leaves nothing to choose", "`peftctl data` shows the rows")
-        numbers = all(isinstance(label, int) for label in met)
-        labels = list(map(str, sorted(met) if numbers else sorted(map(str, met))))
-        say(f"labels: {', '.join(labels)}; found in the rows")
-        return replace(self, labels=labels)
-
-    def of(self, head: Head) -> Task:
-        return replace(self, labels=list(head.labels)) if head.labels else self
-
-    def trains(self, method: Method, base: Base) -> Method:
-        """The method with the head among the modules that it trains whole."""
-        if method.in_place:
-            return method
-        if "modules_to_save" not in [each.name for each in fields(method)]:
-            text = "method.type: trains no head beside it, which this task needs"
-            raise RecipeError(text, "choose one with `modules_to_save`, such as `lora`, or `full`")
-        named: Any = method
-        entries = dict.fromkeys([*named.modules_to_save, *modules_of_head(base)])
-        return replace(named, modules_to_save=list(entries))  # type: ignore[no-any-return]
-
-
-def modules_of_head(base: Base) -> list[str]:
-    """What stands beside the model inside the model, and what of it is new, such as the pooler of BERT."""
-    inside = base.model.base_model_prefix
-    beside = [
-        name for name, child in base.model.named_children() if name != inside and any(True for _ in child.parameters())
-    ]
-    return [*beside, *(name for name in base.new if name.partition(".")[0] not in beside)]
+from peftctl.errors import DataError
+from peftctl.tasks.classifying import Classifying, number_of
+from peftctl.tasks.task import Batch, register
 
 
 @register
@@ -108,7 +42,7 @@ class Classification(Classifying):
         """A text and its label, a prompt and its completion, or one question and its answer, without instructions."""
         match example:
             case Labelled():
-                return example
+                return replace(example, label=self.named(example.label))
             case Pair():
                 return Labelled(example.place, example.prompt, example.completion.strip())
             case Chat() if (exchange := one_exchange(example)) is not None:
@@ -124,6 +58,9 @@ class Classification(Classifying):
 
     def asked(self, text: str, chat: bool) -> Example:
         return Labelled("text", text, self.labels[0])
+
+    def worded(self, text: str, logits: Tensor) -> str:
+        return self.labels[int(logits[0].argmax())]
 
     def legible(self, row: Encoded) -> tuple[Encoded, str]:
         return Encoded(row.ids[:-2], ()), f"label {self.labels[row.ids[-1]]}"
@@ -144,16 +81,6 @@ class Classification(Classifying):
         column = torch.arange(batch["input_ids"].shape[1])
         types = (column >= seconds[:, None]) & batch["attention_mask"].bool()
         return {**batch, "token_type_ids": types.long(), "labels": labels}
-
-    def answers(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        if takes(model, "prompt_mask"):
-            inputs["prompt_mask"] = batch["attention_mask"].bool()
-        if "use_cache" in inspect.signature(model.forward).parameters:
-            inputs["use_cache"] = False
-        logits = model(**inputs).logits
-        wanted = batch["labels"] != IGNORED
-        return logits[wanted].float(), batch["labels"][wanted]
 
 
 class LabelEncoder:
@@ -193,9 +120,7 @@ class LabelEncoder:
 
     def _whole(self, row: Labelled, most: int | None = None) -> Encoded:
         """The row, cut to `most` tokens as the tokenizer cuts: what it puts around a text stays."""
-        if str(row.label) not in self.labels:
-            known = ", ".join(f"`{label}`" for label in self.labels[:10]) + (", ..." if len(self.labels) > 10 else "")
-            raise DataError(f"{row.place}: the label `{str(row.label)[:60]}` is none of the task's", f"labels: {known}")
+        label = number_of(row.label, self.labels, row.place)
         tokens = self.tokenizer(
             row.text,
             row.pair,
@@ -216,4 +141,4 @@ class LabelEncoder:
         types = tokens.get("token_type_ids", [])
         second = types.index(1) if row.pair is not None and 1 in types else len(ids)
         end = len(ids) + 2
-        return Encoded(array("i", [*ids, second, self.labels.index(str(row.label))]), ((end - 1, end),))
+        return Encoded(array("i", [*ids, second, label]), ((end - 1, end),))

@@ -10,6 +10,7 @@ import torch
 
 from peftctl.data.dataset import Dataset
 from peftctl.data.template import find
+from peftctl.engine.inputs import evaluating
 from peftctl.errors import RunError
 from peftctl.evaluation.generation import continuations
 from peftctl.exports.companions import TEMPLATE
@@ -18,6 +19,7 @@ from peftctl.models import base as models
 from peftctl.models.allocator import keep_memory
 from peftctl.models.head import DIFFUSION
 from peftctl.models.quiet import Say
+from peftctl.tasks.classifying import Classifying
 from peftctl.verbs.draw import draw
 from peftctl.verbs.events import Listen, silent, speaker
 from peftctl.verbs.rows import HERE
@@ -38,7 +40,7 @@ def generate(
     output: Path | None = None,
     listen: Listen = silent,
 ) -> str:
-    """The answer to `text`: greedy, unless `sample` or several `beams` say otherwise.
+    """The answer to `text`: greedy, unless `sample` or several `beams` say otherwise; its class, of a classifier.
 
     A run trained on conversations takes `text` as the user's message; other runs go on from it. A model that draws
     writes its picture to `output`, and the answer is that path. With `base` the adapter is left out. Raises
@@ -55,9 +57,15 @@ def generate(
     loaded = models.load(found.model, found.head, say=say)
     if found.adapter is not None and not base:
         load(loaded.model, found.adapter)
+    task = found.task.judged
+    if isinstance(task, Classifying):
+        if sample or beams > 1:
+            raise RunError(
+                "`--sample`, `--beams`: this model chooses among classes, it writes no text", "leave them out"
+            )
+        return classified(text, task, loaded)
     template = template_of(found, loaded, say)
     dataset = found.recipe.dataset if found.recipe else Dataset(train="nothing")
-    task = found.task.judged
     encoder = task.encoder(replace(dataset, max_length=1 << 30), loaded.tokenizer, template)
     encoder.stop_ids.update(found.folder.read_provenance().get("stop_ids", []) if found.folder else [])
     prompt = encoder.prompt(task.asked(text, chat=template is not None))
@@ -66,6 +74,20 @@ def generate(
         torch.manual_seed(seed)
         how |= {"do_sample": True, "temperature": temperature, "top_p": top_p}
     return continuations(loaded.model, [prompt], encoder, max_new_tokens, **how)[0]
+
+
+@torch.no_grad()
+def classified(text: str, task: Classifying, loaded: models.Base) -> str:
+    """The class of `text`, or those of its words; by the names that the model has where nothing else says them."""
+    network = loaded.model
+    task = task if task.labels else replace(task, labels=list(network.config.id2label.values()))
+    longest = getattr(network.config, "max_position_embeddings", None) or 1 << 30
+    dataset = Dataset(train="nothing", max_length=longest, on_long="error")
+    encoder = task.encoder(dataset, loaded.tokenizer, None)
+    batch = task.collate(encoder.encode(task.asked(text, chat=False)), loaded.tokenizer.pad_token_id)
+    with evaluating(network):
+        logits, _ = task.answers(network, {name: tensor.to(loaded.device) for name, tensor in batch.items()})
+    return task.worded(text, logits)
 
 
 def template_of(found: Target, loaded: models.Base, say: Say) -> str | None:

@@ -29,6 +29,8 @@ def row(form: str, question: str, answer: str, number: int) -> dict[str, Any]:
             return {"source": question, "target": answer}
         case "text_label":
             return {"text": question, "label": answer}
+        case "tokens_tags":
+            return {"tokens": question.split(), "tags": [answer] * len(question.split())}
         case "image_text":
             return {"image": f"{number}.png", "text": answer}
         case "text":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import re
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from peftctl.errors import RunError
 from peftctl.evaluation.metric import Seen
 from peftctl.evaluation.metrics import METRICS
+from peftctl.evaluation.metrics.entities import entities
 
 LABELS = ["a", "b", "c", "d"]
 WORDS = ["the", "cat", "sat", "on", "a", "mat", ",", "dog's", "Straße", "猫が", "12.5"]
@@ -58,6 +60,47 @@ def test_classification_is_scikit_learns(pairs: list[tuple[int, int]]):
     assert figure("matthews", seen) == pytest.approx(matthews_corrcoef(truth, choice), abs=1e-12)
 
 
+TAGS = ["O", "B-x", "I-x", "B-y", "I-y"]
+
+
+def in_brackets(tags: list[str]) -> set[tuple[int, int, str]]:
+    """The entities of IOB tags, by a pattern over one character a word: a small letter goes on, a large one begins."""
+    letters = "".join({"O": ".", "B-x": "X", "I-x": "x", "B-y": "Y", "I-y": "y"}[tag] for tag in tags)
+    return {(*match.span(), match[0][0].lower()) for match in re.finditer("Xx*|Yy*|x+|y+", letters)}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.tuples(*[st.sampled_from(TAGS)] * 2), max_size=9), min_size=1, max_size=5))
+def test_entities_are_those_of_scikit_learns_counts(rows: list[list[tuple[str, str]]]):
+    from sklearn.metrics import precision_recall_fscore_support
+
+    found, true = [[one for one, _ in row] for row in rows], [[other for _, other in row] for row in rows]
+    spans = [{(n, *span) for n, row in enumerate(side) for span in in_brackets(row)} for side in (found, true)]
+    every = sorted(spans[0] | spans[1])
+    seen = Seen(found=found, tags=true)
+    figures = [figure(name, seen) for name in ("entity_precision", "entity_recall", "entity_f1")]
+    if not every:
+        assert np.isnan(figures).all()
+        return
+    predicted, wanted = ([span in side for span in every] for side in spans)
+    theirs = precision_recall_fscore_support(wanted, predicted, average="binary", zero_division=0)
+    assert figures == pytest.approx(theirs[:3], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("tags", "wanted"),
+    [
+        ("S-x O B-y E-y", {(0, 1, "x"), (2, 4, "y")}),
+        ("B-x I-x E-x I-x", {(0, 3, "x"), (3, 4, "x")}),
+        ("U-x B-x L-x", {(0, 1, "x"), (1, 3, "x")}),
+        ("B-a-b I-a-b", {(0, 2, "a-b")}),
+        ("NN VB-Z 3 X-", set()),
+    ],
+)
+def test_marks_of_other_schemes(tags: str, wanted: set[tuple[int, int, str]]):
+    assert entities(tags.split()) == wanted
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(*[st.lists(st.sampled_from(["the", "cat", "sat", "9x"]), max_size=9).map(" ".join)] * 2)))
 def test_rouge_is_the_mean_of_rouge_scores_f(pairs: list[tuple[str, str]]):
@@ -96,6 +139,7 @@ def test_figures_of_many_sums_at_once():
         labels=LABELS,
         truth=rng.integers(0, 4, 20).tolist(),
         choice=rng.integers(0, 4, 20).tolist(),
+        **{key: [rng.choice(TAGS, 6).tolist() for _ in range(20)] for key in ("tags", "found")},
         said=[" ".join(rng.choice(WORDS, 6)) for _ in range(20)],
         answers=[" ".join(rng.choice(WORDS, 6)) for _ in range(20)],
     )

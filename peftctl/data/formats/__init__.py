@@ -13,6 +13,7 @@ from peftctl.data.formats.kinds import (
     Pair,
     Parsed,
     Preference,
+    Tagged,
     Text,
     Translated,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "Pair",
     "Parsed",
     "Preference",
+    "Tagged",
     "Text",
     "Translated",
     "check",

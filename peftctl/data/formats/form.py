@@ -19,6 +19,7 @@ Format = Literal[
     "alpaca",
     "source_target",
     "image_text",
+    "tokens_tags",
     "text_label",
     "text",
 ]

@@ -56,6 +56,15 @@ class Labelled:
 
 
 @dataclass(frozen=True, slots=True)
+class Tagged:
+    """Words, and the class of each."""
+
+    place: str
+    tokens: list[str]
+    tags: Sequence[str | int]
+
+
+@dataclass(frozen=True, slots=True)
 class Translated:
     """A text and what it is turned into: its translation, its summary."""
 
@@ -102,5 +111,5 @@ class Captioned:
 Parsed = Chat | Pair | Text
 """What supervised fine-tuning trains."""
 
-Example = Chat | Pair | Text | Labelled | Translated | Preference | Feedback | Captioned
+Example = Chat | Pair | Text | Labelled | Tagged | Translated | Preference | Feedback | Captioned
 """What a row can be."""

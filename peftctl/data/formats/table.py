@@ -16,6 +16,7 @@ from peftctl.data.formats.sharegpt import SHAREGPT
 from peftctl.data.formats.source_target import SOURCE_TARGET
 from peftctl.data.formats.text import TEXT
 from peftctl.data.formats.text_label import TEXT_LABEL
+from peftctl.data.formats.tokens_tags import TOKENS_TAGS
 from peftctl.data.formats.unpaired_preference import UNPAIRED_PREFERENCE
 
 FORMS: dict[Format, Form] = {
@@ -29,6 +30,7 @@ FORMS: dict[Format, Form] = {
         ALPACA,
         SOURCE_TARGET,
         IMAGE_TEXT,
+        TOKENS_TAGS,
         TEXT_LABEL,
         TEXT,
     )
