@@ -36,6 +36,7 @@ from peftctl.tasks.task import Batch, register
 class Classification(Classifying):
     """A text, or a pair of texts, into one of a set of classes: by an encoder such as BERT, or by a decoder."""
 
+    form: ClassVar[str] = "text_label"
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "loss")
 
     def accept(self, example: Example) -> Example:
@@ -61,6 +62,9 @@ class Classification(Classifying):
 
     def worded(self, text: str, logits: Tensor) -> str:
         return self.labels[int(logits[0].argmax())]
+
+    def tokens(self, row: Encoded) -> int:
+        return len(row) - 2
 
     def legible(self, row: Encoded) -> tuple[Encoded, str]:
         return Encoded(row.ids[:-2], ()), f"label {self.labels[row.ids[-1]]}"

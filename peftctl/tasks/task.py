@@ -49,6 +49,9 @@ class Task(Block):
     looks_ahead: ClassVar[bool] = False
     """Whether the loss of a row depends on all rows of its step, see `ahead`."""
 
+    form: ClassVar[str] = "auto"
+    """What rows are made up as for it, where nobody says (`data/formats`)."""
+
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity")
     """What is measured where a recipe names nothing."""
 
@@ -102,9 +105,17 @@ class Task(Block):
         """Encodes what was accepted."""
         return Encoder.of(dataset, tokenizer, template)
 
+    def ready(self, encoder: RowEncoder, base: Base) -> RowEncoder:
+        """The encoder with what it needs of the base beside its tokenizer; most need nothing."""
+        return encoder
+
     def legible(self, row: Encoded) -> tuple[Encoded, str]:
         """A prepared row as tokens alone, for a person to read, and in words what else it holds; most hold no more."""
         return row, ""
+
+    def tokens(self, row: Encoded) -> int:
+        """How many of a prepared row's ids a model reads; most hold no others."""
+        return len(row)
 
     def rows(self, prepared: Prepared, base: Base) -> Sequence[Encoded]:
         """Prepared rows as `collate` takes them: with what is not kept as ids, such as pictures."""

@@ -35,6 +35,7 @@ from peftctl.tasks.task import Batch, register
 class TokenClassification(Classifying):
     """Every word of a text into one of a set of classes, such as names or parts of speech."""
 
+    form: ClassVar[str] = "tokens_tags"
     metrics: ClassVar[tuple[str, ...]] = ("token_accuracy", "entity_f1", "loss")
     measures: ClassVar[frozenset[str]] = frozenset({"truth", "tags"})
     kind: ClassVar[Head] = TOKENS
@@ -58,6 +59,9 @@ class TokenClassification(Classifying):
         """A word and its tag in each line, with a tab between them."""
         tags = [self.labels[number] for number in logits.argmax(-1).tolist()]
         return "\n".join(f"{word}\t{tag}" for word, tag in zip(text.split(), tags, strict=True))
+
+    def tokens(self, row: Encoded) -> int:
+        return len(row) - 2 * row.trained
 
     def legible(self, row: Encoded) -> tuple[Encoded, str]:
         text, _, tags = parted(row)

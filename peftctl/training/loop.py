@@ -151,7 +151,7 @@ def train(
         method.after_step(model, progress.step, steps)  # before the gradients go: AdaLoRA reads them
         schedule.step()
         update.zero_grad(set_to_none=True)
-        tokens = sum(map(len, chosen))
+        tokens = sum(map(task.tokens, chosen))
         seconds = time.perf_counter() - started
         progress = progress._replace(
             step=progress.step + 1, tokens=progress.tokens + tokens, seconds=progress.seconds + seconds

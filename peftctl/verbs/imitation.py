@@ -143,7 +143,9 @@ class Imitation:
         kind = Path(source.path.lower().removesuffix(".gz")).suffix
         texts = kind in TEXTS
         path = self.folder / f"{name}{kind if texts else '.jsonl'}"
-        rows = made_up("text" if texts else wanted, recipe.eval.labels, ROWS)
+        task = recipe.trainer.task
+        wanted = task.form if wanted == "auto" else wanted
+        rows = made_up("text" if texts else wanted, recipe.eval.labels or task.head.labels, ROWS)
         if wanted == "image_text":
             draw_pictures(self.folder, rows)
         lines = [row["text"] + "\n\n" if texts else json.dumps(row) for row in rows]
