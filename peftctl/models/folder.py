@@ -48,6 +48,8 @@ def read_config(folder: Path, place: str) -> dict[str, Any]:
         hint = "name a folder that `save_pretrained` wrote, with `config.json` and `*.safetensors` in it"
         if adapter:
             hint = "it holds an adapter: name its base here, and the adapter in `method.init_from`"
+        elif (folder / PIPELINE).is_file():
+            hint = "it holds a pipeline of diffusers, which `trainer.task: text_to_image` trains"
         elif ggufs := sorted(folder.glob("*.gguf")):
             hint = f"name the file itself: `{place}/{ggufs[0].name}`"
         raise ModelError(f"{place}: no `{CONFIG}` in this folder", hint)
