@@ -33,7 +33,7 @@ def preference(example: Example) -> Preference:
     if not isinstance(example, Preference):
         hint = "rows have `prompt`, `chosen` and `rejected`; `task: sft` learns from one answer"
         if isinstance(example, Feedback):
-            hint = "`task: kto` learns from single answers that are good or bad"
+            hint = "`task: kto` learns from single answers that are good or bad, `feedback_margin` measures them"
         raise DataError(f"{example.place}: two answers are compared, and the row has one", hint)
     return example
 
