@@ -30,7 +30,7 @@ class Source(Block):
     path: str
     """A file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.txt`, `.md`; all but Parquet also as `.gz`), a folder or
     a glob of one kind of them, or a hub id; an existing path beats a hub id. In a folder, README, LICENSE and
-    hidden files are no rows."""
+    hidden files are no rows. Of a folder of pictures each is a row, its text in a `.txt` file of the same name."""
 
     weight: Positive = 1.0
     """How often its rows are seen in an epoch: 2 is each twice, 0.5 one half of them and then the other."""

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from peftctl.data.dataset import Dataset, Source, Sources
 from peftctl.data.file import Digest, Row
-from peftctl.data.formats import Example, Format, check, guess
+from peftctl.data.formats import Captioned, Example, Format, check, guess
 from peftctl.data.formats.columns import absent, mapped
 from peftctl.data.mistakes import Mistakes
+from peftctl.data.pictures import located
 from peftctl.data.reading import Accept
 from peftctl.data.sources import listed, read
 from peftctl.data.supervised import supervised
@@ -70,7 +71,7 @@ def examples(
     format: Format,
     dataset: Dataset,
     root: Path,
-    digest: Digest = lambda data: None,
+    digest: Digest | None = None,
     accept: Accept = supervised,
 ) -> Iterator[Example | DataError]:
     """The rows of a source as they are trained, and in their places what is wrong with those that cannot be.
@@ -84,6 +85,8 @@ def examples(
             continue
         try:
             example = check(mapped(item, columns), format)
+            if isinstance(example, Captioned):
+                example = located(example, root, digest)
         except DataError as error:
             yield error
             continue

@@ -41,6 +41,11 @@ class Encoded:
         return sum(end - start for start, end in self.spans)
 
     @property
+    def beside(self) -> str:
+        """What else of this row the model reads, by name; two rows of the same tokens may differ in it."""
+        return ""
+
+    @property
     def input_ids(self) -> list[int]:
         """Token ids [tokens]."""
         return self.ids.tolist()

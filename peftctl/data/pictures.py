@@ -1,60 +1,82 @@
-"""The pictures of rows: found beside the file that names them, and opened."""
+"""Pictures that rows name, or hold as bytes: found beside their rows, looked at, and read as RGB."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peftctl.config.quote import quoted
+from peftctl.data.file import Digest
 from peftctl.data.formats import Captioned
-from peftctl.errors import DataError
+from peftctl.errors import DataError, RunError
 
-LARGEST = 200_000_000
-"""Pixels: no photograph has as many, and a small file may claim to."""
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+"""Of the files in a folder of pictures."""
 
-def located(row: Captioned) -> Path | bytes:
-    """Where the picture of a row is, a path in it being relative to the file of rows; or its bytes."""
-    if isinstance(row.image, bytes):
-        return row.image
-    return Path(row.place.rpartition(":")[0]).parent / Path(row.image).expanduser()
-
-
-def looked_at(row: Captioned) -> tuple[int, int]:
-    """Width and height of a picture in pixels, from its header alone. Raises DataError where there is none to open."""
-    size: tuple[int, int] = read(row, lambda picture: picture.size)
-    return size
+MOST = 64_000_000
+"""Pixels of the largest picture: a small file may unpack to any size."""
 
 
-def opened(row: Captioned) -> Any:
-    """The picture of a row, of PIL, upright and in RGB. Raises DataError for one that is missing or damaged."""
-    from PIL import ImageOps
+def located(row: Captioned, root: Path, digest: Digest | None = None) -> Captioned:
+    """The row with its picture found and looked at, without reading all of it; a path starts at the file of its row.
 
-    return read(row, lambda picture: ImageOps.exif_transpose(picture).convert("RGB"))
+    `digest` is fed the picture's bytes. Raises DataError at the row for a picture that is not there, or is none.
+    """
+    if isinstance(row.image, str):
+        path = root / Path(row.place.rpartition(":")[0]).parent / Path(row.image).expanduser()
+        if not path.is_file():
+            text = f"{row.place}: image: no such file: `{row.image}`"
+            raise DataError(text, "a path starts at the folder of the file of rows")
+        row = replace(row, image=str(path))
+    with opened(row) as picture:
+        width, height = picture.size
+    if width * height > MOST:
+        text = f"{row.place}: image: {width:,} x {height:,} pixels, more than {MOST:,}"
+        raise DataError(text, "make it smaller: models see a few hundred pixels a side")
+    if digest is not None:
+        digest(row.image if isinstance(row.image, bytes) else Path(row.image).read_bytes())
+    return row
 
 
-def read(row: Captioned, what: Callable[[Any], Any]) -> Any:
-    """What `what` makes of the picture. Raises DataError."""
+def rgb(row: Captioned) -> Image:
+    """The picture of a row [height, width, RGB], turned as its camera was held, on white where it is transparent.
+
+    Raises DataError at the row for a damaged one.
+    """
+    from PIL import Image, ImageOps
+
+    with opened(row) as found:
+        picture = ImageOps.exif_transpose(found)
+        if picture.mode in ("I;16", "I", "F"):  # 16 bits: the upper 8
+            picture = picture.convert("I").point(lambda value: value / 256).convert("L")
+        if "A" in picture.getbands() or "transparency" in picture.info:
+            layer = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        whole: Image.Image = picture.convert("RGB")
+    return whole
+
+
+@contextmanager
+def opened(row: Captioned) -> Iterator[Any]:
+    """The picture as PIL opens it. What goes wrong while it is read is raised as DataError."""
     try:
         from PIL import Image
     except ImportError:
         hint = "install it: `pip install 'peftctl[vision]'`"
-        raise DataError("pictures are read by `pillow`, which is not installed", hint) from None
-
-    source = located(row)
-    name = quoted(str(row.image)) if isinstance(row.image, str) else "its bytes"
-    if isinstance(source, Path) and not source.is_file():
-        hint = "paths are relative to the file of rows"
-        raise DataError(f"{row.place}: image: {name}: no such file", hint)
+        raise RunError("pictures are read by Pillow, which is not installed", hint) from None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
-                if picture.size[0] * picture.size[1] > LARGEST:
-                    raise DataError(f"{row.place}: image: {name}: more than {LARGEST:,} pixels", "make it smaller")
-                return what(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{row.place}: image: {name}: no picture, or a damaged one: {type(error).__name__}") from error
+            warnings.simplefilter("ignore")  # its size is looked at above
+            with Image.open(io.BytesIO(row.image) if isinstance(row.image, bytes) else row.image) as picture:
+                yield picture
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        which = "" if isinstance(row.image, bytes) else f" `{row.image}`"
+        what = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise DataError(f"{row.place}: image{which}: not a picture that can be read: {what}") from None

@@ -12,9 +12,10 @@ from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
 
-from peftctl.data import csv_rows, hub_rows, json_rows, parquet_rows, text_rows
+from peftctl.data import csv_rows, hub_rows, json_rows, parquet_rows, picture_rows, text_rows
 from peftctl.data.dataset import Source, Sources
 from peftctl.data.file import Digest, File, Row
+from peftctl.data.pictures import ENDINGS as PICTURES
 from peftctl.errors import DataError, Problem
 
 READERS: dict[str, Callable[[File, Source], Iterator[Row | Problem]]] = {
@@ -25,22 +26,24 @@ READERS: dict[str, Callable[[File, Source], Iterator[Row | Problem]]] = {
     ".parquet": lambda file, source: parquet_rows.records(file),
     ".txt": lambda file, source: text_rows.samples(file, source.sample_by),
     ".md": lambda file, source: text_rows.samples(file, source.sample_by),
+    "picture": lambda file, source: picture_rows.record(file),
 }
 TEXTS = (".txt", ".md")
 """The kinds that `sample_by` says something about."""
 
-PACKED = tuple(f"{suffix}.gz" for suffix in READERS if suffix != ".parquet")
-SUFFIXES = (*READERS, *PACKED)
-"""Endings of the files that are read."""
+ROWS = tuple(suffix for suffix in READERS if suffix.startswith("."))
+PACKED = tuple(f"{suffix}.gz" for suffix in ROWS if suffix != ".parquet")
+SUFFIXES = (*ROWS, *PACKED)
+"""Endings of the files of rows that are read."""
 
-FILES = (*SUFFIXES, ".arrow", ".bz2", ".gz", ".xlsx", ".xz", ".yaml", ".yml", ".zip", ".zst")
+FILES = (*SUFFIXES, *PICTURES, ".arrow", ".bz2", ".gz", ".xlsx", ".xz", ".yaml", ".yml", ".zip", ".zst")
 """Endings that no hub id has: such a text is a path even when nothing is there."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _NO_ROWS = re.compile(r"\.|(readme|licen[cs]e)\b", re.IGNORECASE)
 """Names of files in a folder of rows that are none: hidden ones, as a glob passes over, and what tells of the rows."""
 
-_KINDS = ", ".join(f"`{suffix}`" for suffix in READERS)
+_KINDS = ", ".join(f"`{suffix}`" for suffix in ROWS)
 
 
 def listed(spec: Sources) -> list[Source]:
@@ -77,6 +80,8 @@ def read_file(file: File, source: Source) -> Iterator[Row | Problem]:
 
 def kind(name: str) -> str:
     """The key of READERS for a file. Raises DataError when there is none."""
+    if name.lower().endswith(PICTURES):
+        return "picture"
     if not name.lower().endswith(SUFFIXES):
         raise DataError(f"{name}: cannot read this kind of file", f"rows come from {_KINDS}, most also as `.gz`")
     return Path(name.lower().removesuffix(".gz")).suffix
@@ -102,8 +107,11 @@ def files(text: str, root: Path) -> list[tuple[Path, str]] | None:
 def _found(text: str, root: Path) -> list[tuple[Path, str]] | None:
     path = root / Path(text).expanduser()
     if path.is_dir():
-        names = sorted(item.name for item in path.iterdir() if item.name.lower().endswith(SUFFIXES) and item.is_file())
-        names = [name for name in names if not _NO_ROWS.match(name)]
+        every = sorted(item.name for item in path.iterdir() if item.is_file() and not _NO_ROWS.match(item.name))
+        names = [name for name in every if name.lower().endswith(SUFFIXES)]
+        pictures = [name for name in every if name.lower().endswith(PICTURES)]
+        if pictures and all(kind(name) in TEXTS for name in names):  # what other files say of pictures counts more
+            names = pictures
         if not names:
             hint = f"`{text.rstrip('/')}/**/*.jsonl` also looks below it"
             raise DataError(f"{text}: no file of rows in this folder ({_KINDS})", hint)

@@ -15,6 +15,9 @@ from peftctl.data.formats import Example
 from peftctl.data.reading import RowEncoder
 from peftctl.engine.inputs import evaluating
 
+Describe = Callable[[nn.Module, Sequence[Example], int], list[str]]
+"""What the encoder of a task whose rows are more than tokens generates answers by."""
+
 
 def stop_ids(model: nn.Module, encoder: RowEncoder) -> list[int]:
     """Every token that ends an answer: the model's own, the tokenizer's, and those that were trained."""
@@ -59,12 +62,16 @@ def generate(
     tick: Callable[[int, int], None],
 ) -> list[str]:
     """The greedy answer of `model` to each row, in the order of `rows`."""
+    describe: Describe | None = getattr(encoder, "describe", None)
     prompts = [encoder.prompt(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
     answers = [""] * len(rows)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        texts = continuations(model, [prompts[i] for i in batch], encoder, max_new_tokens)
+        if describe:
+            texts = describe(model, [rows[i] for i in batch], max_new_tokens)
+        else:
+            texts = continuations(model, [prompts[i] for i in batch], encoder, max_new_tokens)
         for i, text in zip(batch, texts, strict=True):
             answers[i] = text
         tick(start + len(batch), len(order))

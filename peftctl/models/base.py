@@ -14,11 +14,11 @@ from peftctl.errors import ModelError
 from peftctl.models import quantization
 from peftctl.models.device import choose_device, choose_dtype
 from peftctl.models.folder import check_weights, fingerprint, read_config, weight_files
-from peftctl.models.head import CAUSAL, DIFFUSION, Head, atop
+from peftctl.models.head import CAUSAL, DIFFUSION, PICTURES, Head, atop
 from peftctl.models.kind import check_kind
 from peftctl.models.quiet import Say, few, quiet, reason, silent
 from peftctl.models.source import local, resolve
-from peftctl.models.tokenizer import read_tokenizer
+from peftctl.models.tokenizer import read_processor, read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -77,6 +77,9 @@ class Base:
     new: tuple[str, ...] = ()
     """Names of the modules that its files lack, which start from random numbers: the head of a classifier."""
 
+    processor: Any = None
+    """What makes pixels of pictures, of a model that reads them."""
+
     pipeline: Any = None
     """The pipeline of diffusers that `model` is the network of; None for models of transformers."""
 
@@ -94,7 +97,7 @@ def load_tokenizer(
 
         return load_words(model, root=root, say=say)
     folder = local(model.name_or_path, model.revision, root=root, weights=False, say=say)
-    return read_tokenizer(folder, model.name_or_path, say, writes=not head.classifies)
+    return read_tokenizer(folder, model.name_or_path, say, writes=not head.classifies and head is not PICTURES)
 
 
 def load(
@@ -131,7 +134,7 @@ def load(
     # the cheap looks come first: a mistake is told before gigabytes are read
     config = read_config(folder, place)
     check_kind(folder, config, check_weights(weight_files(folder, place), place), place, head)
-    tokenizer = read_tokenizer(folder, place, say, writes=not head.classifies)
+    tokenizer = read_tokenizer(folder, place, say, writes=not head.classifies and head is not PICTURES)
 
     options: dict[str, Any] = {"device_map": {"": device} if device_map is None else device_map, **head.options()}
     if model.attention != "auto":
@@ -156,9 +159,10 @@ def load(
             f"{place}: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows",
             "copy the tokenizer from the original model",
         )
+    processor = read_processor(folder, place) if head is PICTURES else None
     name = str(resolve(place, root))
     network.config._name_or_path = network.name_or_path = name
-    return Base(network, tokenizer, dtype, device, folder, name, new)
+    return Base(network, tokenizer, dtype, device, folder, name, new, processor)
 
 
 def _check_attention(attention: str, device: torch.device) -> None:

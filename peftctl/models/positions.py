@@ -13,9 +13,9 @@ def positions(model: nn.Module) -> int | None:
     found = []
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
-        if isinstance(module, nn.Embedding) and ("position" in last or last == "wpe"):
-            if "relative" not in last and "vision" not in name:
-                # the first rows of some tables belong to no token: those of BART's kin, and up to the pad token's
-                unused = getattr(module, "offset", 0) or (module.padding_idx + 1 if module.padding_idx is not None else 0)
-                found.append(module.num_embeddings - unused)
+        table = isinstance(module, nn.Embedding) and ("position" in last or last == "wpe")
+        if table and "relative" not in last and "vision" not in name:
+            # the first rows of some tables belong to no token: two of BART's, those up to the pad token of RoBERTa's
+            padded = 0 if module.padding_idx is None else module.padding_idx + 1
+            found.append(module.num_embeddings - (getattr(module, "offset", 0) or padded))
     return min(found, default=None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peftctl.errors import ModelError
 from peftctl.models.quiet import Say, quiet, reason, silent
@@ -46,3 +46,26 @@ def read_tokenizer(folder: Path, place: str, say: Say = silent, *, writes: bool 
         tokenizer.pad_token = tokenizer.eos_token
         say(f"no pad token: padding with `{tokenizer.eos_token}`")
     return tokenizer
+
+
+def read_processor(folder: Path, place: str) -> Any:
+    """What makes pixels of pictures for the model in a local folder.
+
+    Raises ModelError where there is none, an unreadable one, or one that makes more of a picture than its pixels.
+    """
+    from transformers import AutoImageProcessor
+
+    try:
+        with quiet():
+            processor = AutoImageProcessor.from_pretrained(
+                folder, backend="pil", trust_remote_code=False, local_files_only=True
+            )
+    except Exception as error:  # a foreign file: whatever the library raises, the file is what is wrong
+        text = f"{place}: its image processor cannot be read: {reason(error)}"
+        raise ModelError(text, "copy `preprocessor_config.json` from the original model") from error
+    makes = set(processor.model_input_names) - {"pixel_mask"}
+    if makes != {"pixel_values"}:
+        names = ", ".join(f"`{name}`" for name in sorted(makes))
+        text = f"{place}: its image processor makes {names} of a picture, and only `pixel_values` is known here"
+        raise ModelError(text, "take a model such as `Salesforce/blip-image-captioning-base`")
+    return processor

@@ -74,6 +74,8 @@ def evaluate(
     if recipe.eval.needs("pictures"):
         task = recipe.trainer.task
         sets = {name: one._replace(encoded=task.rows(one.prepared, base)) for name, one in sets.items()}
+    task = recipe.trainer.task.judged
+    sets = {name: one._replace(encoder=task.ready(one.encoder, base)) for name, one in sets.items()}
     refuse_longer([one.prepared for one in sets.values()], recipe.trainer.task, base.model)
     digests = {name: sorted(map(row_digest, one.prepared.parsed)) for name, one in sets.items()}
     gates = recipe.eval.gates if found.adapter is not None else {}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from peftctl.data.dataset import Dataset
+from peftctl.data.formats import Captioned
 from peftctl.data.template import find
 from peftctl.engine.inputs import evaluating
 from peftctl.errors import RunError
@@ -19,6 +20,7 @@ from peftctl.models import base as models
 from peftctl.models.allocator import keep_memory
 from peftctl.models.head import DIFFUSION
 from peftctl.models.quiet import Say
+from peftctl.tasks.captioning import PictureEncoder
 from peftctl.tasks.classifying import Classifying
 from peftctl.verbs.draw import draw
 from peftctl.verbs.events import Listen, silent, speaker
@@ -42,9 +44,9 @@ def generate(
 ) -> str:
     """The answer to `text`: greedy, unless `sample` or several `beams` say otherwise; its class, of a classifier.
 
-    A run trained on conversations takes `text` as the user's message; other runs go on from it. A model that draws
-    writes its picture to `output`, and the answer is that path. With `base` the adapter is left out. Raises
-    PeftctlError.
+    A run trained on conversations takes `text` as the user's message; other runs go on from it. A model that writes
+    about pictures takes it as the path of one; a model that draws writes its picture to `output`, and the answer is
+    that path. With `base` the adapter is left out. Raises PeftctlError.
     """
     keep_memory()
     found = open_target(target)
@@ -68,12 +70,15 @@ def generate(
     dataset = found.recipe.dataset if found.recipe else Dataset(train="nothing")
     encoder = task.encoder(replace(dataset, max_length=1 << 30), loaded.tokenizer, template)
     encoder.stop_ids.update(found.folder.read_provenance().get("stop_ids", []) if found.folder else [])
-    prompt = encoder.prompt(task.asked(text, chat=template is not None))
+    row = task.asked(text, chat=template is not None)
     how: dict[str, Any] = {"num_beams": beams}
     if sample:
         torch.manual_seed(seed)
         how |= {"do_sample": True, "temperature": temperature, "top_p": top_p}
-    return continuations(loaded.model, [prompt], encoder, max_new_tokens, **how)[0]
+    if isinstance(encoder, PictureEncoder) and isinstance(row, Captioned):
+        task.ready(encoder, loaded)
+        return encoder.describe(loaded.model, [row], max_new_tokens, **how)[0]
+    return continuations(loaded.model, [encoder.prompt(row)], encoder, max_new_tokens, **how)[0]
 
 
 @torch.no_grad()

@@ -24,6 +24,8 @@ ALIASES = {
     "sentence": "text",
     "document": "text",
     "sentiment": "label",
+    "file_name": "image",
+    "picture": "image",
     "category": "label",
 }
 """What others call a key."""

@@ -19,7 +19,7 @@ def read(row: Row, problems: Problems) -> Captioned:
     if len(given) != 1:
         what = "both `text` and `caption`" if given else "neither `text` nor `caption`"
         problems.append(Problem(f"{row.place}: {what}", "an image has one text"))
-    text = text_at(row, given[0], problems) if given else ""
+    text = text_at(row, given[0], problems, blank=True) if given else ""
     return Captioned(row.place, _image(row, problems), text)
 
 
