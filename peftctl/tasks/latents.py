@@ -6,9 +6,9 @@ is a function of the run's seed, the step and the number of the row; where rows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, overload
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from peftctl.data.fitting import Encoded
 from peftctl.data.formats import Captioned
-from peftctl.data.pictures import opened
+from peftctl.data.pictures import rgb
 from peftctl.models.base import Base
 from peftctl.models.diffusion import lent, quiet_diffusers
 from peftctl.models.pipelines import KINDS, Conditions, of_picture
@@ -45,8 +45,13 @@ class Pictured(Encoded):
     views: tuple[View, ...] = ()
     conditions: Conditions = field(default_factory=dict)
     """What the network reads beside the picture, each without the axis of rows."""
-    noisy: tuple[Noisy, ...] = ()
-    """What is seen of it: one draw in training, `MEASURED` of them where it is measured."""
+    draw: Callable[[], tuple[Noisy, ...]] = tuple
+    """Draws what is seen of it, which takes longer than anything else that is asked of a row."""
+
+    @property
+    def noisy(self) -> tuple[Noisy, ...]:
+        """What is seen of it: one draw in training, `MEASURED` of them where it is measured."""
+        return self.draw()
 
 
 @dataclass(frozen=True)
@@ -90,18 +95,18 @@ class Frozen:
         x = view.mean + view.deviation * torch.randn(view.mean.shape, generator=chance)
         return x.sub(config.shift_factor or 0.0).mul(config.scaling_factor)
 
-    def drawn(self, row: Pictured, *key: object) -> Pictured:
-        """The row as one step sees it; `key` is all that chance depends on."""
+    def drawn(self, views: Sequence[View], *key: object) -> tuple[Noisy, ...]:
+        """What one step sees of a picture; `key` is all that chance depends on."""
         chance = generator(*key)
-        view = row.views[int(torch.randint(len(row.views), (1,), generator=chance))]
+        view = views[int(torch.randint(len(views), (1,), generator=chance))]
         number = self.noising.drawn(chance)
-        return replace(row, noisy=(self.seen(view, number, chance),))
+        return (self.seen(view, number, chance),)
 
-    def measured(self, row: Pictured, number: int) -> Pictured:
-        """The row as it is measured, where it is row `number`: the picture as it is, at timesteps that are spread."""
+    def measured(self, view: View, number: int) -> tuple[Noisy, ...]:
+        """What is measured of the picture of row `number`: at timesteps that are spread."""
         chance = generator("measured", number)
         steps = [int(self.noising.steps * (part + 0.5) / MEASURED) for part in range(MEASURED)]
-        return replace(row, noisy=tuple(self.seen(row.views[0], step, chance) for step in steps))
+        return tuple(self.seen(view, step, chance) for step in steps)
 
     def seen(self, view: View, number: int, chance: torch.Generator) -> Noisy:
         x = self.latent(view, chance)
@@ -126,7 +131,8 @@ class Latents(Sequence[Encoded]):
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         number = range(len(self))[index]
-        return self.frozen.measured(self.encoded[number], number)
+        row = self.encoded[number]
+        return replace(row, draw=partial(self.frozen.measured, row.views[0], number))
 
     @cached_property
     def encoded(self) -> list[Pictured]:
@@ -136,7 +142,7 @@ class Latents(Sequence[Encoded]):
         made = []
         with lent([frozen.base.pipeline.vae], frozen.base.device):
             for row, example in zip(self.rows, self.examples, strict=True):
-                pixels, size, corner = square(opened(example), frozen.resolution)
+                pixels, size, corner = square(rgb(example), frozen.resolution)
                 own = of_picture(frozen.base.model, size, corner, frozen.resolution)
                 views, texts = frozen.views(pixels), conditions[example.text]
                 made.append(Pictured(row.ids, row.spans, row.truncated, row.cut, views=views, conditions=texts | own))
@@ -162,4 +168,5 @@ class Seen(Sequence[Encoded]):
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         number = range(len(self))[index]
-        return self.latents.frozen.drawn(self.latents.encoded[number], self.seed, self.step, number)
+        row = self.latents.encoded[number]
+        return replace(row, draw=partial(self.latents.frozen.drawn, row.views, self.seed, self.step, number))

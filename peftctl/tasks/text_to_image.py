@@ -22,7 +22,6 @@ from peftctl.data.dataset import Dataset
 from peftctl.data.encode import Encoded
 from peftctl.data.fitting import OnLong
 from peftctl.data.formats import Captioned, Example
-from peftctl.data.pictures import looked_at
 from peftctl.data.prepare import Prepared
 from peftctl.data.reading import RowEncoder
 from peftctl.engine.method import Method
@@ -113,15 +112,16 @@ class TextToImage(Task):
 
         n is the draws of all rows together; those of a row count as much as one. Empty without rows.
         """
-        seen = [(row, noisy) for row in rows if isinstance(row, Pictured) for noisy in row.noisy]
+        drawn = [(row.conditions, row.noisy) for row in rows if isinstance(row, Pictured)]
+        seen = [(conditions, one, len(noisy)) for conditions, noisy in drawn for one in noisy]
         if not seen:
             return {}
         return {
-            "sample": torch.stack([noisy.sample for _, noisy in seen]),
-            "timestep": torch.stack([noisy.timestep for _, noisy in seen]),
-            "target": torch.stack([noisy.target for _, noisy in seen]),
-            "weight": torch.tensor([noisy.weight / len(row.noisy) for row, noisy in seen]),
-            **{name: torch.stack([row.conditions[name] for row, _ in seen]) for name in seen[0][0].conditions},
+            "sample": torch.stack([one.sample for _, one, _ in seen]),
+            "timestep": torch.stack([one.timestep for _, one, _ in seen]),
+            "target": torch.stack([one.target for _, one, _ in seen]),
+            "weight": torch.tensor([one.weight / draws for _, one, draws in seen]),
+            **{name: torch.stack([conditions[name] for conditions, _, _ in seen]) for name in seen[0][0]},
         }
 
     def sums(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -166,11 +166,7 @@ class CaptionEncoder:
         return True
 
     def encode(self, row: Captioned) -> list[Encoded]:
-        """A row; none when its text is too long and dropped.
-
-        Raises DataError for a text that is too long, and for a picture that cannot be opened.
-        """
-        looked_at(row)
+        """A row; none when its text is too long and dropped. Raises DataError for one too long."""
         ids = self.prompt(row)
         cut = max(len(ids) - self.max_length, 0)
         if cut and self.on_long == "drop":
