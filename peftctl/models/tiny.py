@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftctl.models.quiet import quiet
+from peftctl.models.tiny_seeing import halves, joined, write_processor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
@@ -143,7 +144,13 @@ def write(config: PreTrainedConfig, folder: Path, *, seed: int = 0, layers: int 
     import transformers
 
     words = tokenizer()
-    small = shrink(config, len(words), layers=layers, width=width)
+    sizes: dict[str, Any] = {"vocabulary": len(words), "layers": layers, "width": width}
+    if inside := halves(config):
+        top = None if inside[-1] in ("text_config", "decoder") else shrink(config, **sizes)
+        small: Any = joined(config, {name: shrink(getattr(config, name), **sizes) for name in inside}, top)
+        write_processor(folder)
+    else:
+        small = shrink(config, **sizes)
     named = [name for name in config.architectures or () if hasattr(transformers, name)]
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
