@@ -44,6 +44,7 @@ class KTO(Task):
 
     needs_base: ClassVar[bool] = True
     looks_ahead: ClassVar[bool] = True
+    learning_rate_scale: ClassVar[float] = 0.1
     metrics: ClassVar[tuple[str, ...]] = ("feedback_margin",)
 
     beta: Positive = 0.1

@@ -47,6 +47,7 @@ class Scores(NamedTuple):
 class Preferring(Task):
     """A task whose rows are preferences; a batch [2 pairs, tokens] has all the better answers first."""
 
+    learning_rate_scale: ClassVar[float] = 0.1
     metrics: ClassVar[tuple[str, ...]] = ("preference_accuracy", "preference_margin")
 
     @property

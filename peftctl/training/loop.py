@@ -23,7 +23,7 @@ from peftctl.training import checkpoint, snapshot
 from peftctl.training.memory import peak_memory
 from peftctl.training.optimizer import build_optimizer, build_schedule
 from peftctl.training.signals import Stop
-from peftctl.training.trainer import Trainer, total_steps
+from peftctl.training.trainer import Trainer, peak_rate, total_steps
 
 
 class Progress(NamedTuple):
@@ -81,7 +81,7 @@ def train(
             recomputing.enable_gradient_checkpointing()
     parameters = trained(model)
     names = {parameter: name for name, parameter in parameters.items()}
-    rate = trainer.learning_rate or method.learning_rate
+    rate = peak_rate(trainer, method)
     update = build_optimizer(trainer.optimizer, method.groups(parameters, rate), trainer.weight_decay)
     schedule = build_schedule(trainer.schedule, update, round(trainer.warmup * steps), steps)
     wrapped = accelerator.prepare_model(model)

@@ -11,6 +11,7 @@ from pydantic import PlainValidator, WithJsonSchema
 
 from peftctl.config.block import Block, Count, Fraction, NonNegative, Positive
 from peftctl.data.batches import Part, rows_per_epoch
+from peftctl.engine.method import Method
 from peftctl.tasks.sft import SFT
 from peftctl.tasks.task import read as read_task
 from peftctl.training.optimizer import Name as OptimizerName
@@ -38,7 +39,7 @@ class Trainer(Block):
     result is the same. `auto`: where the model computes packed rows as it computes them alone, which is tried out, and
     at least a tenth of the work is saved."""
     learning_rate: Positive | None = None
-    """Peak of the schedule; what the method suggests when left out."""
+    """Peak of the schedule; what the method suggests when left out, a tenth of it where preferences are learned."""
     optimizer: OptimizerName = "adamw"
     """Update rule; `adamw_8bit` and the paged ones come from bitsandbytes, adafactor from transformers."""
     schedule: Literal["cosine", "linear", "constant", "polynomial", "inverse_sqrt"] = "cosine"
@@ -69,6 +70,12 @@ class Trainer(Block):
             raise ValueError("early_stopping stops after the best adapter is past; hint: set `keep_best: true` too")
         if self.steps and self.epochs != 1:
             raise ValueError("`epochs` and `steps` both say how long; hint: leave one out, as in `trainer.steps=null`")
+
+
+def peak_rate(trainer: Trainer, method: Method) -> float:
+    """The learning rate at the peak of the schedule: the recipe's, else what method and task suggest."""
+    suggested: float = method.learning_rate * trainer.task.learning_rate_scale
+    return trainer.learning_rate or suggested
 
 
 def total_steps(trainer: Trainer, parts: Sequence[Part]) -> int:

@@ -14,7 +14,7 @@ from peftctl.engine.attach import adapters_of, trained
 from peftctl.engine.disk import on_disk
 from peftctl.models.base import Base
 from peftctl.recipe import Recipe, method_name
-from peftctl.training.trainer import total_steps
+from peftctl.training.trainer import peak_rate, total_steps
 from peftctl.verbs.events import Listen
 from peftctl.verbs.rows import Rows
 
@@ -79,7 +79,7 @@ class Plan:
         names = list(self.adapters)
         if isinstance(targets, list):
             return {entry: sum(ends_with(name, entry) for name in names) for entry in targets}
-        return dict(Counter(name.rpartition(".")[2] or "the whole model" for name in names))
+        return dict(Counter(last_name(name) or "the whole model" for name in names))
 
     def tell(self, listen: Listen, details: bool) -> None:
         """Say it."""
@@ -91,7 +91,7 @@ class Plan:
         sizes = [f"{len(found):,} {name}".rstrip() for name, found in self.rows.eval_rows.items()]
         held = f", {' and '.join(sizes)} to evaluate on" if sizes else ""
         tokens = f"{train.ledger.tokens:,} tokens, {train.ledger.trained_tokens:,} trained"
-        rate = trainer.learning_rate or method.learning_rate
+        rate = peak_rate(trainer, method)
         laid = ", packed" if self.packing else ""
         listen(
             {
@@ -114,6 +114,12 @@ class Plan:
         if details:
             rows = [[entry, str(count)] for entry, count in self.matches().items()]
             listen({"event": "table", "title": "adapted modules", "columns": ["target", "modules"], "rows": rows})
+
+
+def last_name(module: str) -> str:
+    """The last part of a module's name, with that before it where it is a number: `to_out.0`."""
+    rest, _, last = module.rpartition(".")
+    return f"{rest.rpartition('.')[2]}.{last}" if last.isdigit() else last
 
 
 def counted(modules: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer
 
@@ -106,7 +107,8 @@ def test_a_tiny_model_is_of_the_same_class(name: str, tmp_path: Path):
     model = getattr(transformers, small.architectures[0]).from_pretrained(folder)
     inputs = words("naïve 漢", return_tensors="pt")
     decoder = {"decoder_input_ids": inputs["input_ids"]} if small.is_encoder_decoder else {}
-    output = model(**{key: value for key, value in inputs.items() if key != "token_type_ids"}, **decoder)
+    pixels = {"pixel_values": torch.zeros(1, 3, 32, 32)} if hasattr(small, "vision_config") else {}
+    output = model(**{key: value for key, value in inputs.items() if key != "token_type_ids"}, **decoder, **pixels)
     assert output[0].isfinite().all()
     assert words.decode(inputs["input_ids"][0], skip_special_tokens=True) == "naïve 漢"
 

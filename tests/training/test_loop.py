@@ -18,11 +18,13 @@ from peftctl.data.encode import Encoded
 from peftctl.engine.attach import trained
 from peftctl.errors import Interrupted, NonFiniteError
 from peftctl.evaluation.loss import means
+from peftctl.methods import METHODS
+from peftctl.tasks.dpo import DPO
 from peftctl.tasks.sft import SFT
 from peftctl.training import checkpoint
 from peftctl.training.loop import train
 from peftctl.training.signals import Stop
-from peftctl.training.trainer import Trainer, total_steps
+from peftctl.training.trainer import Trainer, peak_rate, total_steps
 
 BASE = Trainer(
     steps=6, batch_size=6, micro_batch_size=6, learning_rate=5e-3, warmup=0.2, weight_decay=0.01, save_every=1
@@ -196,3 +198,10 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
     again, _, _ = run(tmp_path / "again", replace(BASE, steps=3, gradient_checkpointing=True))
     for name, parameter in trained(plain).items():
         torch.testing.assert_close(trained(again)[name], parameter, rtol=1e-4, atol=1e-6)
+
+
+def test_preferences_take_a_tenth_of_the_methods_rate():
+    method = METHODS["lora"]()
+    assert peak_rate(Trainer(), method) == method.learning_rate
+    assert peak_rate(Trainer(task=DPO()), method) == pytest.approx(method.learning_rate / 10)
+    assert peak_rate(Trainer(task=DPO(), learning_rate=1e-3), method) == 1e-3
