@@ -52,6 +52,12 @@ class Task(Block):
     form: ClassVar[str] = "auto"
     """What rows are made up as for it, where nobody says (`data/formats`)."""
 
+    steady: ClassVar[bool] = True
+    """Whether the loss of a step tells how training goes; where chance decides it, evaluation alone does."""
+
+    learning_rate_scale: ClassVar[float] = 1.0
+    """What a method's own learning rate is multiplied by, where a recipe names none."""
+
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity")
     """What is measured where a recipe names nothing."""
 
@@ -68,8 +74,13 @@ class Task(Block):
         """The task by which the model that comes of it is measured."""
         return self
 
-    def knowing(self, examples: Callable[[], Iterable[Example]], say: Say) -> Task:
-        """The task with what it takes from the training rows, which `examples` reads and `say` tells; most need not."""
+    def knowing(
+        self, examples: Callable[[], Iterable[Example]], say: Say, classes: Callable[[], Sequence[str]] = tuple
+    ) -> Task:
+        """The task with what it takes from the training rows, which `examples` reads and `say` tells; most need not.
+
+        `classes` are what the base calls its own, in their order.
+        """
         return self
 
     def of(self, head: Head) -> Task:

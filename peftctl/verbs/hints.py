@@ -10,6 +10,7 @@ from statistics import fmean, variance
 
 from peftctl.errors import OutOfMemory
 from peftctl.recipe import Recipe
+from peftctl.training.trainer import peak_rate
 from peftctl.verbs.events import Event, Listen
 
 SHORTEST = 24
@@ -43,6 +44,8 @@ class Hints:
         self.since_evaluation.append(event["loss"])
         if step > round(self.recipe.trainer.warmup * steps):
             self.losses.append(event["loss"])
+        if not self.recipe.trainer.task.steady:
+            return
         due = step in (steps // 4, steps // 2, steps) and len(self.losses) >= SHORTEST
         if due and "flat" not in self.told and flat(self.losses, step == steps):
             self.told.add("flat")
@@ -76,7 +79,7 @@ class Hints:
         block, _, name = key.partition(".")
         value = getattr(getattr(self.recipe, block), name, None)
         if name == "learning_rate":
-            value = value or self.recipe.method.learning_rate
+            value = peak_rate(self.recipe.trainer, self.recipe.method)
         return f"`{key}`" if value is None else f"`{key}` ({value:g} now)"
 
 
