@@ -1,9 +1,10 @@
 """Text to image: a network learns to find the noise in pictures that belong to their texts.
 
-    loss = mean over pictures of w_t || prediction(x_t, t, text) - target ||^2 / elements
+    loss = mean over pictures of  w_t || prediction(x_t, t, text) - target ||^2 / elements
 
-with x_t, the target and w_t as `noising.py` has them. Latents and what the text encoders make of texts are computed
-once, before training; only the network is trained, a UNet or a DiT.
+x_t is the picture's latent with noise in it, t a timestep by chance, the target the noise, the velocity or the flow, as
+the scheduler of the pipeline says; w_t is 1, or that of min-SNR. Latents and what the text encoders make of texts are
+computed once, before training; only the network is trained, a UNet or a DiT.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class TextToImage(Task):
     """Pictures by their texts: a style or a thing, taught to a pipeline of diffusers such as Stable Diffusion."""
 
     needs_parsed: ClassVar[bool] = True
+    steady: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ("denoising_loss",)
     measures: ClassVar[frozenset[str]] = frozenset({"pictures"})
 
@@ -152,7 +154,7 @@ def moved(value: Any, network: Any) -> Any:
 
 
 class CaptionEncoder:
-    """Texts of pictures as the text encoder reads them; the one span of a row stands for its picture."""
+    """Texts of pictures as the text encoder reads them."""
 
     def __init__(self, dataset: Dataset, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -174,7 +176,8 @@ class CaptionEncoder:
         if cut and self.on_long == "error":
             text = f"{row.place}: {len(ids)} tokens of text, and the model reads {self.max_length}"
             raise DataError(text, "shorten it, or choose `on_long: truncate` or `drop`")
-        return [Encoded(array("i", ids[: self.max_length]), ((0, 1),), truncated=cut > 0, cut=cut)]
+        kept = array("i", ids[: self.max_length])
+        return [Encoded(kept, ((0, len(kept)),), truncated=cut > 0, cut=cut)]
 
     def compared(self, row: Captioned, whole: bool) -> Encoded:
         raise DataError(f"{row.place}: the texts of pictures are not compared")

@@ -231,7 +231,7 @@ def test_captions_are_cut_to_what_the_encoder_reads(pipelines: dict[str, Path]):
     row = Captioned("rows.jsonl:1", "a.png", "abcdefghij " * 10)
     encoder = TextToImage().encoder(Dataset(train="x"), base.tokenizer, None)
     [encoded] = encoder.encode(row)
-    assert (len(encoded), encoded.truncated, encoded.trained) == (77, True, 1)
+    assert (len(encoded), encoded.truncated, TextToImage().weight(encoded)) == (77, True, 1)
     assert encoded.cut > 0
     assert TextToImage().encoder(Dataset(train="x", on_long="drop"), base.tokenizer, None).encode(row) == []
     with pytest.raises(DataError, match=r"^rows.jsonl:1: \d+ tokens of text, and the model reads 77"):

@@ -16,7 +16,7 @@ def test_a_page_says_what_a_user_asks(name: str):
     task = describe(name)
     assert task["title"]
     assert "loss" in task["page"]
-    assert task["model"].startswith(("causal", "model", "text"))
+    assert task["model"].startswith(("causal", "model", "pipeline", "text"))
     assert {METRICS[metric].needs for metric in task["metrics"]} <= TASKS[name]().judged.measures
     assert all(field["doc"] for field in task["fields"])
 
