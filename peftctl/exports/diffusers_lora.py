@@ -31,6 +31,15 @@ def readable(method: Method) -> bool:
     return plain and not method.modules_to_save and not method.trainable_token_indices  # type: ignore[attr-defined]
 
 
+def obstacle(method: Method, pipeline: Any) -> str | None:
+    """Why diffusers will not read the adapter of a `pipeline`, and what to do; None where it will."""
+    if not hasattr(pipeline, "load_lora_weights"):
+        return f"`{type(pipeline).__name__}` has no `load_lora_weights`: peft reads the adapter, or `peftctl merge` it"
+    if not readable(method):
+        return "`load_lora_weights` of diffusers reads LoRA and DoRA alone: `peftctl merge` makes a pipeline of the run"
+    return None
+
+
 def write_lora(adapter: Path, pipeline: Any) -> bool:
     """Write the file for HF PEFT's folder `adapter` of a `pipeline`; False, and no file, where diffusers reads none.
 
@@ -39,7 +48,7 @@ def write_lora(adapter: Path, pipeline: Any) -> bool:
     from safetensors.torch import load_file, save
 
     method = method_in(adapter)
-    if not readable(method) or not hasattr(pipeline, "load_lora_weights"):
+    if obstacle(method, pipeline):
         return False
     network = KINDS[type(pipeline).__name__].network
     assert isinstance(method, LoRA)

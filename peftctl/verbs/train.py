@@ -18,7 +18,7 @@ from peftctl.engine.disk import save
 from peftctl.engine.method import Method
 from peftctl.errors import RunError
 from peftctl.exports.card import card, public
-from peftctl.exports.diffusers_lora import readable, write_lora
+from peftctl.exports.diffusers_lora import obstacle, write_lora
 from peftctl.models import base as models
 from peftctl.models.allocator import keep_memory
 from peftctl.models.origin import ORIGIN, origin, origin_bytes
@@ -126,8 +126,8 @@ def run(
     if found is not None:
         for difference in found.changed_since(accelerator.device):
             listen({"event": "warning", "text": f"going on, but not bit for bit: {difference}", "hint": None})
-    if base.pipeline is not None and not readable(method):
-        say("`load_lora_weights` of diffusers reads LoRA and DoRA alone: `peftctl merge` will make a pipeline of this")
+    if base.pipeline is not None and (why := obstacle(method, base.pipeline)):
+        say(why)
     write = partial(write_adapter, recipe=recipe, base=base, rows=rows)
     done = found.step if found else 0
     main = accelerator.is_main_process  # the only one that may cut the file back to the step it goes on from
