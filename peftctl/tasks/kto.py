@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import ClassVar, overload
 
@@ -192,7 +192,7 @@ class Mismatched(Sequence[Encoded]):
 
 def marked(row: Encoded, good: bool) -> Encoded:
     """The row as it is kept."""
-    return row if good else Encoded(row.ids, (BAD, *row.spans), row.truncated, row.cut)
+    return row if good else replace(row, spans=(BAD, *row.spans))
 
 
 def begin(row: Encoded) -> int:

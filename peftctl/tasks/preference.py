@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -131,7 +131,7 @@ def joined(better: Encoded, worse: Encoded) -> Encoded:
 
 def ended(row: Encoded) -> Encoded:
     """The row up to its last trained token."""
-    return Encoded(row.ids[: row.spans[-1][1]], row.spans)
+    return replace(row, ids=row.ids[: row.spans[-1][1]])
 
 
 def parted(row: Encoded) -> tuple[Encoded, Encoded]:
