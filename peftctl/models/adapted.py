@@ -45,6 +45,13 @@ def head_of(adapter: Path, base: Path) -> Head:
     return next((head for head in tried if head.fits(kind, classes)), named or CAUSAL)
 
 
+def classes_of(base: Path) -> tuple[str, ...]:
+    """What the model in the folder `base` calls its classes, in the order of its logits; none where it says nothing."""
+    known = read_json(base / CONFIG, str(base)).get("id2label") if (base / CONFIG).is_file() else None
+    names = [known.get(str(number)) for number in range(len(known))] if isinstance(known, dict) else []
+    return () if any(not isinstance(name, str) for name in names) else tuple(map(str, names))
+
+
 def by_folder(adapter: Path) -> Head:
     """What the folder `adapter` alone tells: enough for all but what writes about pictures without saying so."""
     config = read_config(adapter)

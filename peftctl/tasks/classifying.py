@@ -19,7 +19,6 @@ from peftctl.models.head import SEQUENCES, Head
 from peftctl.models.quiet import Say
 from peftctl.tasks.task import Task
 
-
 SHOWN = 20
 """Labels that are told by name."""
 
@@ -60,7 +59,9 @@ class Classifying(Task):
         """What a model says of `text`, which a person asked; `logits` [n, labels] as `answers` has them."""
         raise NotImplementedError
 
-    def knowing(self, examples: Callable[[], Iterable[Example]], say: Say) -> Task:
+    def knowing(
+        self, examples: Callable[[], Iterable[Example]], say: Say, classes: Callable[[], Sequence[str]] = tuple
+    ) -> Task:
         if self.labels:
             return self
         met = {label for example in examples() for label in self.labels_of(example)}
@@ -71,8 +72,11 @@ class Classifying(Task):
             raise DataError(text, "`peftctl data` shows the rows")
         numbers = all(isinstance(label, int) for label in met)
         labels = list(map(str, sorted(met) if numbers else sorted(map(str, met))))
+        own = list(classes())
+        same = sorted(own) == sorted(labels)  # its head may be trained already
+        labels = own if same else labels
         shown = ", ".join(labels[:SHOWN]) + (f" and {len(labels) - SHOWN:,} more" if len(labels) > SHOWN else "")
-        say(f"labels: {shown}; found in the rows")
+        say(f"labels: {shown}; found in the rows{', in the order that the base has them in' if same else ''}")
         return replace(self, labels=labels)
 
     def of(self, head: Head) -> Task:

@@ -12,7 +12,6 @@ from typing import Any
 from peftctl import recipe as recipes
 from peftctl.data.batches import Part
 from peftctl.data.encode import Encoder
-from peftctl.data.examples import readable
 from peftctl.data.formats import Chat, Pair, Parsed
 from peftctl.data.inspection import census, chosen, lengths_of, padding_of
 from peftctl.data.template import find, render
@@ -25,7 +24,7 @@ from peftctl.tasks.sft import SFT
 from peftctl.tasks.task import name_of as name_of_task
 from peftctl.verbs.data_checks import checked, refusals, token, worst
 from peftctl.verbs.events import Listen, silent, speaker
-from peftctl.verbs.rows import HERE
+from peftctl.verbs.rows import HERE, knowing
 from peftctl.verbs.sets import TRAIN, Looked, name_of, read_sets, refused
 from peftctl.verbs.signalled import EVERY, SLOW
 
@@ -54,9 +53,8 @@ def data(
     """
     recipe = recipes.coerce(recipe)
     name, say = name_of(set, recipe), speaker(listen)
-    task = recipe.trainer.task
-    tokenizer: Any = load_tokenizer(recipe.model, say=say, head=task.head)
-    task = task.knowing(partial(readable, recipe.dataset.train, recipe.dataset, HERE, task.accept), say)
+    tokenizer: Any = load_tokenizer(recipe.model, say=say, head=recipe.trainer.task.head)
+    task = knowing(recipe, say)
     recipe = replace(recipe, trainer=replace(recipe.trainer, task=task))
 
     def progress(what: str, done: int, total: int) -> None:

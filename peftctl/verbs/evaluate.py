@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from peftctl.data.dataset import ONLY
-from peftctl.data.examples import readable
 from peftctl.engine.disk import fitting
 from peftctl.engine.tensor_file import WEIGHTS
 from peftctl.errors import GateFailed, Problem, RunError
@@ -38,7 +37,7 @@ from peftctl.verbs import provenance
 from peftctl.verbs.asked import Asked, command, settings, unmeasured_gates
 from peftctl.verbs.events import Listen, silent, speaker, ticker
 from peftctl.verbs.past import earlier, model_of
-from peftctl.verbs.rows import HERE, EvalSet, evaluation_rows, refuse_longer
+from peftctl.verbs.rows import EvalSet, evaluation_rows, knowing, refuse_longer
 from peftctl.verbs.target import Target, open_target
 
 ADAPTER = "adapter"
@@ -146,11 +145,7 @@ def evaluate(
 
 def informed(recipe: Recipe, found: Target, say: Say) -> Recipe:
     """The recipe with what its task takes from the adapter or, where there is none, from the training rows."""
-    dataset, task = recipe.dataset, recipe.trainer.task
-    if found.adapter is not None:
-        task = task.of(found.head)
-    else:
-        task = task.knowing(partial(readable, dataset.train, dataset, HERE, task.accept), say)
+    task = recipe.trainer.task.of(found.head) if found.adapter is not None else knowing(recipe, say)
     chosen = list(task.head.labels) if "labels" in task.judged.measures else []
     measures = replace(recipe.eval, labels=recipe.eval.labels or chosen)
     return replace(recipe, trainer=replace(recipe.trainer, task=task), eval=measures)

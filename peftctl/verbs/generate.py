@@ -84,6 +84,8 @@ def generate(
 @torch.no_grad()
 def classified(text: str, task: Classifying, loaded: models.Base) -> str:
     """The class of `text`, or those of its words; by the names that the model has where nothing else says them."""
+    if not text.strip():
+        raise RunError("the text is empty", 'give one: `peftctl generate RUN "a text"`')
     network = loaded.model
     task = task if task.labels else replace(task, labels=list(network.config.id2label.values()))
     longest = getattr(network.config, "max_position_embeddings", None) or 1 << 30

@@ -175,7 +175,7 @@ class Imitation:
     def adapter(self, recipe: Recipe, method: Method | None, name: str) -> str:
         """A folder with a fresh adapter of the tiny model; a bottleneck where `method` is not known."""
         with quiet():
-            base = models.load(recipe.model)
+            base = models.load(recipe.model, recipe.trainer.task.head)
             attach(base.model, method or METHODS["bottleneck"]())
             return str(save(base.model, self.folder / name))
 

