@@ -67,6 +67,10 @@ class KTO(Task):
         judged_answers(example)
         return example
 
+    def legible(self, row: Encoded) -> tuple[Encoded, str]:
+        bad = row.spans[0] == BAD
+        return replace(row, spans=row.spans[bad:]), "a bad answer" if bad else "a good answer"
+
     def rows(self, prepared: Prepared, base: Base) -> Sequence[Encoded]:
         """The rows, each with an answer to another prompt. Raises DataError where there is one prompt only."""
         return Mismatched(prepared.rows, max(prepared.lengths))

@@ -61,6 +61,11 @@ class Preferring(Task):
     def accept(self, example: Example) -> Example:
         return preference(example)
 
+    def legible(self, row: Encoded) -> tuple[Encoded, str]:
+        better, _ = parted(row)
+        spans = tuple((start, end) for start, end in row.spans if start < end)
+        return replace(row, spans=spans), f"the better answer, from token {len(better) + 1} the worse one"
+
     def collate(self, rows: Sequence[Encoded], pad_id: int) -> Batch:
         both = [parted(row) for row in rows]
         batch = collate([one for one, _ in both] + [other for _, other in both], pad_id)

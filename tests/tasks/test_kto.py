@@ -85,6 +85,12 @@ def test_pairs_are_two_rows_which_get_other_answers_of_both_kinds():
     assert max(len(row.other) for row in rows[0:6]) <= rows.longest
 
 
+def test_a_person_reads_which_answers_are_good():
+    rows = tiny.encoded(tiny.feedback(tiny.texts(2)), KTO().reading)
+    assert [KTO().legible(row)[1] for row in rows] == ["a bad answer", "a good answer"]
+    assert all(end > start for row in rows for start, end in KTO().legible(row)[0].spans)
+
+
 def test_long_answers_go_whole():
     long = [{"prompt": "a? ", "chosen": "b", "rejected": "c" * 20}, {"prompt": "b? ", "chosen": "b", "rejected": "c"}]
     assert len(tiny.encoded(long, KTO().reading, max_length=10, on_long="drop")) == 2

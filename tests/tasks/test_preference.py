@@ -121,6 +121,8 @@ def test_a_row_holds_both_sequences():
     words = tiny_chat.tokenizer()
     assert [words.decode(each.input_ids) for each in (first, second)] == ["abb? yes!<eos>", "abb? no<eos>"]
     assert [each.trained for each in (first, second)] == [5, 3]
+    shown, said = DPO().legible(tiny.encoded(tiny.texts(2), DPO().reading)[1])
+    assert (shown.trained, said) == (8, f"the better answer, from token {len(first) + 1} the worse one")
 
 
 def test_of_longer_answers_every_turn_counts_or_the_last():
