@@ -11,7 +11,7 @@ from peftctl.engine.peft_config import CONFIG, read_config
 from peftctl.engine.tensor_file import FILES
 from peftctl.exports.card import Facts, card, public
 from peftctl.exports.companions import ADAPTER_FILES, copy_files
-from peftctl.exports.diffusers_lora import FILE as DIFFUSERS_LORA
+from peftctl.exports.diffusers_lora import write_lora
 from peftctl.exports.lineage import digest
 from peftctl.models.origin import ORIGIN
 from peftctl.training import filesystem
@@ -29,6 +29,7 @@ def export_peft(adapter: Path, output: Path, *, facts: Facts) -> dict[str, Any]:
     with staged(output) as folder:
         filesystem.write(folder / CONFIG, [json.dumps(config, indent=2, sort_keys=True).encode()])
         filesystem.write(folder / "README.md", [text.encode()])
-        copy_files(adapter, folder, (*FILES, DIFFUSERS_LORA, ORIGIN, *ADAPTER_FILES))
+        copy_files(adapter, folder, (*FILES, ORIGIN, *ADAPTER_FILES))
+        write_lora(folder)
         size = sum(path.stat().st_size for path in folder.iterdir())
     return {"sha256": identity, "bytes": size}

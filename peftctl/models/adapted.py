@@ -25,14 +25,14 @@ def head_of(adapter: Path, base: Path) -> Head:
 
     Raises AdapterError and ModelError for folders that are neither, RunError for labels that are none.
     """
+    if (base / PIPELINE).is_file():
+        return DIFFUSION
     config = read_json(base / CONFIG, str(base))
     if classifies(adapter):
         found = by_folder(adapter)
         known = config.get("id2label")
         count = len(known) if isinstance(known, dict) else 2  # transformers' own default
         return found.with_labels(()) if not labels_in(adapter) and len(found.labels) == count else found
-    if (base / PIPELINE).is_file():
-        return DIFFUSION
     said = read_config(adapter).get("task_type")
     named = HEADS.get(said) if isinstance(said, str) else None
     # models that write about pictures are called like those with an encoder and a decoder, or like causal ones
@@ -59,6 +59,8 @@ def by_folder(adapter: Path) -> Head:
     head = (HEADS.get(said) if isinstance(said, str) else None) or CAUSAL
     if head.classifies:
         return head.with_labels(labels_in(adapter) or numbered(adapter))
+    if isinstance(auto, dict) and str(auto.get("parent_library")).startswith("diffusers."):
+        return DIFFUSION
     return PICTURES if said is None and isinstance(auto, dict) and PICTURES.has(auto.get("base_model_class")) else head
 
 

@@ -113,6 +113,11 @@ KINDS = {
 }
 """By class, as `model_index.json` has it."""
 
+def kind_of(pipeline: Any) -> Kind:
+    """That of a pipeline in memory."""
+    return KINDS[type(pipeline).__name__]
+
+
 ADDED = ("text_embeds", "time_ids", "resolution", "aspect_ratio")
 """Conditions that a network takes in its `added_cond_kwargs`."""
 

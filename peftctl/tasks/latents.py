@@ -19,7 +19,7 @@ from peftctl.data.formats import Captioned
 from peftctl.data.pictures import rgb
 from peftctl.models.base import Base
 from peftctl.models.diffusion import lent, quiet_diffusers
-from peftctl.models.pipelines import KINDS, Conditions, of_picture
+from peftctl.models.pipelines import Conditions, kind_of, of_picture
 from peftctl.tasks.noising import Noising, Noisy, generator
 from peftctl.tasks.squares import square
 
@@ -68,7 +68,7 @@ class Frozen:
     def conditions(self, texts: Sequence[str]) -> dict[str, Conditions]:
         """What the text encoders make of each different text."""
         pipeline = self.base.pipeline
-        kind = KINDS[type(pipeline).__name__]
+        kind = kind_of(pipeline)
         different = list(dict.fromkeys(texts))
         encoders = [one for name in kind.encoders if (one := getattr(pipeline, name)) is not None]
         found: dict[str, Conditions] = {}

@@ -126,7 +126,7 @@ def run(
     if found is not None:
         for difference in found.changed_since(accelerator.device):
             listen({"event": "warning", "text": f"going on, but not bit for bit: {difference}", "hint": None})
-    if base.pipeline is not None and (why := obstacle(method, base.pipeline)):
+    if base.pipeline is not None and (why := obstacle(method, type(base.model).__name__)):
         say(why)
     write = partial(write_adapter, recipe=recipe, base=base, rows=rows)
     done = found.step if found else 0
@@ -193,7 +193,7 @@ def write_adapter(folder: Path, *, recipe: Recipe, base: models.Base, rows: Rows
     """The adapter as a PEFT folder; beside it what it was trained on, the chat template and a model card."""
     save(base.model, folder)
     if base.pipeline is not None:
-        write_lora(folder, base.pipeline)
+        write_lora(folder)
     filesystem.write(folder / ORIGIN, [origin_bytes(base.folder, public(base.name), rows.task.head.labels)])
     if rows.train.chat_template is not None:
         filesystem.write(folder / "chat_template.jinja", [rows.train.chat_template.encode()])

@@ -18,6 +18,7 @@ from peftctl.engine.tensor_file import WEIGHTS
 from peftctl.errors import AdapterError, ModelError, RecipeError, RunError
 from peftctl.exports.diffusers_lora import FILE
 from peftctl.models.tiny_pipeline import write_pipeline
+from peftctl.verbs.adapters import resize
 from peftctl.verbs.evaluate import evaluate
 from peftctl.verbs.export import export
 from peftctl.verbs.generate import generate
@@ -112,6 +113,22 @@ def test_every_form_of_lora_reaches_diffusers(
     found = drawn(theirs)
     assert torch.allclose(found, drawn_with(pipelines[SD], run / "adapter"), atol=1e-4)
     assert (found - before).abs().max() > 0.01
+
+
+def test_what_is_made_of_an_adapter_reaches_diffusers_too(
+    runs: dict[str, Path], pipelines: dict[str, Path], tmp_path: Path
+):
+    """An adapter folder alone, without a run around it, is known for what it is."""
+    resize(str(runs[SD]), tmp_path / "small", r=2)
+    assert not (tmp_path / "small" / FILE).exists()
+    export(str(tmp_path / "small"), tmp_path / "given")
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(pipelines[SD])
+    theirs.load_lora_weights(str(tmp_path / "given"))
+    assert torch.allclose(drawn(theirs), drawn_with(pipelines[SD], tmp_path / "small"), atol=1e-4)
+    assert "pipeline.load_lora_weights" in (tmp_path / "given" / "README.md").read_text()
+    merge(str(tmp_path / "small"), tmp_path / "merged")
+    merged = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "merged")
+    assert torch.allclose(drawn(merged), drawn(theirs), atol=1e-4)
 
 
 def test_other_methods_have_no_file_for_diffusers_and_it_is_said(
