@@ -9,14 +9,16 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from peftctl.data.encode import Encoded
 from peftctl.data.formats import Example
+from peftctl.data.prepare import Prepared
 from peftctl.engine.attach import takes
 from peftctl.engine.method import Method
 from peftctl.engine.sample import IGNORED
-from peftctl.errors import DataError, RecipeError
+from peftctl.errors import DataError, ModelError, RecipeError
 from peftctl.models.base import Base
 from peftctl.models.head import SEQUENCES, Head
-from peftctl.models.quiet import Say
+from peftctl.models.quiet import Say, silent
 from peftctl.tasks.task import Task
 
 SHOWN = 20
@@ -82,8 +84,9 @@ class Classifying(Task):
     def of(self, head: Head) -> Task:
         return replace(self, labels=list(head.labels)) if head.labels else self
 
-    def trains(self, method: Method, base: Base) -> Method:
+    def trains(self, method: Method, base: Base, say: Say = silent) -> Method:
         """The method with the head among the modules that it trains whole."""
+        refuse_decoder(base)
         if method.in_place:
             return method
         if "modules_to_save" not in [each.name for each in fields(method)]:
@@ -92,6 +95,10 @@ class Classifying(Task):
         named: Any = method
         entries = dict.fromkeys([*named.modules_to_save, *modules_of_head(base)])
         return replace(named, modules_to_save=list(entries))  # type: ignore[no-any-return]
+
+    def rows(self, prepared: Prepared, base: Base) -> Sequence[Encoded]:
+        refuse_decoder(base)
+        return prepared.rows
 
     def answers(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         network: Any = getattr(model, "module", model)
@@ -106,6 +113,13 @@ class Classifying(Task):
         logits = model(**inputs).logits
         wanted = batch["labels"] != IGNORED
         return logits[wanted].float(), batch["labels"][wanted]
+
+
+def refuse_decoder(base: Base) -> None:
+    """Raise ModelError for a model with an encoder and a decoder: it reads a text twice, each in a way of its own."""
+    if base.model.config.is_encoder_decoder:
+        text = f"{base.name}: classifies by a decoder beside its encoder, which is not supported"
+        raise ModelError(text, "choose an encoder, such as BERT, or a causal language model")
 
 
 def modules_of_head(base: Base) -> list[str]:

@@ -28,6 +28,8 @@ from transformers import (
     ModernBertModel,
     RobertaConfig,
     RobertaModel,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 import peftctl
@@ -35,7 +37,7 @@ from peftctl.data.dataset import Dataset
 from peftctl.data.encode import Encoded
 from peftctl.data.formats import Chat, Labelled, Pair, Text
 from peftctl.engine.attach import adapters_of, attach
-from peftctl.errors import DataError, GateFailed, RecipeError, RunError
+from peftctl.errors import DataError, GateFailed, ModelError, RecipeError, RunError
 from peftctl.evaluation.gate import Gate
 from peftctl.methods import METHODS
 from peftctl.models import base as models
@@ -337,6 +339,11 @@ def test_what_cannot_be(recipe: Callable[..., Any], tmp_path: Path):
         peftctl.train(recipe("bert", lora, eval={"metrics": ["exact_match"]}))
     with pytest.raises(RecipeError, match="trains no head beside it"):
         peftctl.train(recipe("bert", {"type": "layers", "top": 1}))
+    t5 = T5Config(vocab_size=96, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, pad_token_id=0)
+    T5ForConditionalGeneration(t5).save_pretrained(tmp_path / "t5")
+    tiny_chat.tokenizer().save_pretrained(tmp_path / "t5")
+    with pytest.raises(ModelError, match="classifies by a decoder beside its encoder"):
+        peftctl.train({**recipe("bert", lora), "model": {"name_or_path": str(tmp_path / "t5"), "device": "cpu"}})
     with pytest.raises(peftctl.PeftctlError, match="is no causal language model"):
         peftctl.train(recipe("bert", lora, trainer={"task": "sft"}))
     tiny_chat.write_rows(tmp_path / "held-out.jsonl", [{"text": "a", "label": "other"}])
