@@ -141,7 +141,10 @@ class AnswerEncoder(PairEncoder):
         self.spelled += self.one.spelled > before
         if not all(pieces for pieces, _ in made):
             return []
-        return [marked(ended(pieces[0]), good) for pieces, good in made]
+        first, *others = [marked(ended(pieces[0]), good) for pieces, good in made]
+        lost = first.cut + sum(other.cut for other in others)  # told once, of a row that was read
+        first = replace(first, truncated=lost > 0, cut=lost)
+        return [first, *(replace(other, piece=n, cut=0) for n, other in enumerate(others, 1))]
 
     def compared(self, row: Feedback | Preference, whole: bool) -> Encoded:
         raise DataError(f"{row.place}: an answer that was judged is not compared with labels", "remove `labels`")

@@ -64,7 +64,8 @@ class Preferring(Task):
     def legible(self, row: Encoded) -> tuple[Encoded, str]:
         better, _ = parted(row)
         spans = tuple((start, end) for start, end in row.spans if start < end)
-        return replace(row, spans=spans), f"the better answer, from token {len(better) + 1} the worse one"
+        shown = replace(row, spans=spans, pieces=1 + row.truncated)  # where an answer was cut, its turn does not end
+        return shown, f"the better answer, from token {len(better) + 1} the worse one"
 
     def collate(self, rows: Sequence[Encoded], pad_id: int) -> Batch:
         both = [parted(row) for row in rows]

@@ -94,7 +94,9 @@ def test_a_person_reads_which_answers_are_good():
 def test_long_answers_go_whole():
     long = [{"prompt": "a? ", "chosen": "b", "rejected": "c" * 20}, {"prompt": "b? ", "chosen": "b", "rejected": "c"}]
     assert len(tiny.encoded(long, KTO().reading, max_length=10, on_long="drop")) == 2
-    assert [row.truncated for row in tiny.encoded(long, KTO().reading, max_length=10)] == [False, True, False, False]
+    rows = tiny.encoded(long, KTO().reading, max_length=10)
+    assert [row.truncated for row in rows] == [True, True, False, False]
+    assert [(row.piece, row.cut) for row in rows] == [(0, 14), (1, 0), (0, 0), (1, 0)]  # counted once
     with pytest.raises(DataError, match="are not split"):
         tiny.encoded(long, KTO().reading, on_long="split")
     with pytest.raises(DataError, match="all answers are to one prompt"):

@@ -130,6 +130,17 @@ def test_the_lines_of_training_tell_how_rewards_lie(recipe: Callable[..., Any], 
     assert export("run", Path("exported"))["format"] == "peft"
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_data_shows_both_answers(recipe: Callable[..., Any], cli: Callable[..., Any], task: str):
+    wanted = recipe(task)
+    wanted["dataset"] |= {"max_length": 7}  # cuts the longer answers
+    Path("recipe.yaml").write_text(to_yaml(wanted))
+    said = cli("data", "recipe.yaml", "--rows", 4)
+    assert said.code == 0, said.err
+    assert ("a bad answer" if task == "kto" else "the better answer, from token") in said.out
+    assert "cut to `max_length` 7" in said.err
+
+
 def test_a_gate_that_is_missed(recipe: Callable[..., Any]):
     run = peftctl.train(recipe("dpo", steps=2, learning_rate=1e-5))["path"]
     with pytest.raises(GateFailed, match="preference_margin"):
