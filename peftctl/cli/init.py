@@ -14,7 +14,9 @@ from peftctl.cli.commands import CommandLineError
 QUESTIONS = {
     "model": "base model: a hub id, a folder or a .gguf file",
     "data": "training rows: a file, folder or hub id",
-    "task": "task: chat, instruction, text, code, classification, translation, summarisation or preferences",
+    "task": (
+        "task: chat, instruction, text, code, classification, translation, summarisation, preferences or captioning"
+    ),
 }
 
 
@@ -26,7 +28,7 @@ def init(
         str | None,
         typer.Option(
             metavar="TASK",
-            help="chat, instruction, text, code, classification, translation, summarisation or preferences.",
+            help="chat, instruction, text, code, classification, translation, summarisation, preferences or captioning.",
         ),
     ] = None,
     method: Annotated[

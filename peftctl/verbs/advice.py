@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from peftctl.errors import RecipeError
 
 TaskName = Literal[
-    "chat", "instruction", "text", "code", "classification", "translation", "summarisation", "preferences"
+    "chat", "instruction", "text", "code", "classification", "translation", "summarisation", "preferences", "captioning"
 ]
 Preset = Literal["conservative", "balanced", "aggressive"]
 Reach = Literal["query and value", "attention", "all-linear"]
@@ -42,6 +42,7 @@ TASKS: dict[TaskName, Task] = {
     "translation": Task(32, 0.1, "all-linear", "two languages ask for more than one"),
     "summarisation": Task(16, 0.1, "attention", "generation, from long inputs"),
     "preferences": Task(16, 0.05, "attention", "generation"),
+    "captioning": Task(16, 0.1, "attention", "short texts"),
 }
 
 RANKS = ((1_000, 4, 8), (10_000, 8, 16), (100_000, 16, 64), (math.inf, 64, 256))
@@ -75,6 +76,8 @@ class Known:
     preset: Preset = "balanced"
     trained_as: str | None = None
     """The recipe's task, where it is not supervised fine-tuning of a causal language model."""
+    longest: int = 2048
+    """Tokens of the longest row; encoders have positions for few, and the first of some belong to none."""
 
     @property
     def large(self) -> bool:

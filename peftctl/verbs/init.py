@@ -79,7 +79,8 @@ def init(
         parameters=parameters(model),
         query_and_value=query_and_value(shape),
         preset=chosen,
-        trained_as=trained_as(name, shape),
+        trained_as=(trains := trained_as(name, shape)),
+        longest=min(2048, shape.get("max_position_embeddings", 2050) - 2) if trains == "classification" else 2048,
     )
     kind = Setting(method, "as asked for") if method else advice.method(known)
     text = "\n".join(lines(known, kind, seen_from(target, model), seen_from(target, data), target)) + "\n"
@@ -124,7 +125,7 @@ def lines(known: Known, kind: Setting, model: str, data: str, target: Path) -> I
         yield line("on_long", "split", "long texts are trained whole, in pieces", 1)
     elif not known.trained_as:
         yield "  # chat_template: chatml                      # where the tokenizer has none of its own"
-    yield line("max_length", 2048, "tokens; longer rows are cut and counted", 1)
+    yield line("max_length", known.longest, "tokens; longer rows are cut and counted", 1)
     yield "trainer:"
     if known.trained_as:
         yield line("task", known.trained_as, "this kind of model has a task of its own", 1)
@@ -201,8 +202,8 @@ def query_and_value(shape: Mapping[str, Any]) -> list[str] | None:
 
 def trained_as(task: TaskName, shape: Mapping[str, Any]) -> str | None:
     """The task of a recipe where that is not to train a causal language model."""
-    if task == "preferences":
-        return "dpo"
+    if task in ("preferences", "captioning"):
+        return "dpo" if task == "preferences" else "captioning"
     from transformers import AutoConfig
 
     kind = shape.get("model_type")
