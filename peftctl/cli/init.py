@@ -28,7 +28,8 @@ def init(
         str | None,
         typer.Option(
             metavar="TASK",
-            help="chat, instruction, text, code, classification, translation, summarisation, preferences or captioning.",
+            help="chat, instruction, text, code, classification, translation, summarisation, preferences or "
+            "captioning.",
         ),
     ] = None,
     method: Annotated[
