@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,18 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_pictures import PIPELINES, SIDE, drawn, load_pipeline, write_pictures
+from two_processes import compare, launched, torchrun
 
 import peftctl
+from peftctl.config.write import to_yaml
+from peftctl.engine.attach import attach
+from peftctl.engine.disk import save
 from peftctl.engine.tensor_file import WEIGHTS
 from peftctl.errors import AdapterError, ModelError, RecipeError, RunError
 from peftctl.exports.diffusers_lora import FILE
+from peftctl.exports.pipeline import merge_pipeline
+from peftctl.methods import METHODS
+from peftctl.models.folder import PIPELINE
 from peftctl.models.tiny_pipeline import write_pipeline
 from peftctl.verbs.adapters import resize
 from peftctl.verbs.evaluate import evaluate
@@ -154,6 +162,43 @@ def test_the_merged_pipeline_draws_the_same(
     assert torch.allclose(drawn(merged), drawn_with(pipelines[name], runs[name] / "adapter"), atol=1e-4)
     with pytest.raises(AdapterError, match="this adapter is merged into it already"):
         merge(str(runs[name]), tmp_path / "twice", base=str(tmp_path / "merged"))
+
+
+def test_parts_that_nobody_needs_are_copied_where_they_are_here(pipelines: dict[str, Path], tmp_path: Path):
+    base = Path(shutil.copytree(pipelines[SD], tmp_path / "base"))
+    index = json.loads((base / PIPELINE).read_text())
+    index |= {
+        "safety_checker": ["transformers", "CLIPTextModel"],
+        "feature_extractor": ["transformers", "CLIPTokenizer"],
+    }
+    (base / PIPELINE).write_text(json.dumps(index))
+    shutil.copytree(base / "text_encoder", base / "safety_checker")
+    shutil.copytree(base / "tokenizer", base / "feature_extractor")
+    (base / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")
+    loaded = load_pipeline(base)
+    attach(loaded.model, METHODS["lora"](target_modules="attention"))
+    save(loaded.model, tmp_path / "adapter")
+    heard: list[str] = []
+    for name in ("whole", "less"):
+        merge_pipeline(base, tmp_path / "adapter", tmp_path / name, say=heard.append)
+        (base / "safety_checker" / "model.safetensors").unlink(missing_ok=True)
+    assert (tmp_path / "whole" / "safety_checker" / "model.safetensors").is_file()
+    assert (tmp_path / "less" / "feature_extractor" / "tokenizer_config.json").is_file()
+    assert json.loads((tmp_path / "less" / PIPELINE).read_text())["safety_checker"] == [None, None]
+    assert any("`safety_checker` is left out" in line for line in heard)
+    assert not list((tmp_path / "whole").rglob("*.bin"))
+
+
+def test_two_processes_train_as_one(pipelines: dict[str, Path], tmp_path: Path):
+    """Three pictures two at a time: in every second step one of the processes has none."""
+    pictures = write_pictures(tmp_path / "pictures", 3)
+    trainer = {"batch_size": 2, "micro_batch_size": 1, "steps": 4, "save_every": 4, "eval_every": 4}
+    made = recipe(pipelines[SD], pictures, trainer=trainer | {"gradient_checkpointing": True})
+    (tmp_path / "recipe.yaml").write_text(to_yaml(made))
+    code, _, err = launched(torchrun(), tmp_path, "--output", "runs/two")
+    assert code == 0, err
+    train(made, output=tmp_path / "runs" / "one")
+    compare(tmp_path / "runs" / "one", tmp_path / "runs" / "two")
 
 
 def test_generate_draws_into_a_file(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
