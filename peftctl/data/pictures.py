@@ -17,9 +17,6 @@ from peftctl.errors import DataError, RunError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-"""Of the files in a folder of pictures."""
-
 MOST = 64_000_000
 """Pixels of the largest picture: a small file may unpack to any size."""
 

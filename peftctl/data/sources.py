@@ -15,7 +15,7 @@ from pathlib import Path
 from peftctl.data import csv_rows, hub_rows, json_rows, parquet_rows, picture_rows, text_rows
 from peftctl.data.dataset import Source, Sources
 from peftctl.data.file import Digest, File, Row
-from peftctl.data.pictures import ENDINGS as PICTURES
+from peftctl.data.formats.image_text import ENDINGS as PICTURES
 from peftctl.errors import DataError, Problem
 
 READERS: dict[str, Callable[[File, Source], Iterator[Row | Problem]]] = {

@@ -12,7 +12,8 @@ from PIL import Image
 
 from peftctl.data.dataset import Dataset, Source
 from peftctl.data.examples import readable
-from peftctl.data.formats import Captioned
+from peftctl.data.file import Row
+from peftctl.data.formats import Captioned, check, guess
 from peftctl.data.pictures import MOST, located, rgb
 from peftctl.data.sources import read
 from peftctl.errors import DataError
@@ -100,6 +101,12 @@ def test_a_folder_of_pictures_is_rows(root: Path):
     with pytest.raises(DataError, match=r"several kinds of files"):
         list(read(Source(path="data/more"), root))
     (folder / "blue.txt").unlink()
-    mapped = Dataset(train="data/more", columns={"image": "file_name"})
-    [only] = readable("data/more", mapped, root)
+    [only] = readable("data/more", Dataset(train="data/more"), root)
     assert (only.text, Path(str(only.image)).name) == ("a red one", "red.png")
+
+
+def test_a_text_with_the_name_of_its_file_is_no_picture():
+    assert guess([Row("f:1", {"file_name": "main.py", "text": "print()"})]) == "text"
+    assert guess([Row("f:1", {"file_name": "a/cat.JPG", "text": "a cat"})]) == "image_text"
+    with pytest.raises(DataError, match="f:1: `image` is missing"):
+        check(Row("f:1", {"text": "a cat"}), "image_text")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from peftctl.data.file import Row
@@ -44,6 +44,9 @@ class Form:
     optional: tuple[str, ...] = ()
     """Keys that mean something where they are there; other keys are passed over."""
 
+    also: Mapping[str, str] = field(default_factory=dict)
+    """What others call its keys, each with the key that it stands for where that is missing."""
+
     read: Callable[[Row, Problems], Example]
     """A row that has the required keys, as an example. What it returns counts only when it adds no problem."""
 
@@ -54,8 +57,14 @@ class Form:
     def keys(self) -> tuple[str, ...]:
         return self.required + self.optional
 
+    def renamed(self, value: Mapping[str, Any]) -> dict[str, Any]:
+        """A row with its keys as the form calls them."""
+        given = {key: value[name] for name, key in self.also.items() if value.get(name) is not None}
+        return {**value, **{key: item for key, item in given.items() if value.get(key) is None}}
+
     def is_likely(self, value: Mapping[str, Any]) -> bool:
         """Whether a row looks like it."""
+        value = self.renamed(value)
         return all(value.get(key) is not None for key in self.required) and self.fits(value)
 
 

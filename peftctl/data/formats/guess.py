@@ -24,7 +24,6 @@ ALIASES = {
     "sentence": "text",
     "document": "text",
     "sentiment": "label",
-    "file_name": "image",
     "picture": "image",
     "category": "label",
 }
@@ -49,6 +48,7 @@ def guess(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> Form
 def check(row: Row, format: Format) -> Example:
     """The row as `format`. Raises DataError with all that is wrong with it."""
     form = FORMS[format]
+    row = row._replace(value=form.renamed(row.value)) if form.also else row
     problems: Problems = list(_missing(row, form))
     if not problems:
         example = form.read(row, problems)

@@ -1,6 +1,7 @@
 """`{"image": "cat.png", "text": "..."}`: an image and its text, which may be called `caption`.
 
-An image is a path relative to the file of rows, or, in Parquet and on the hub, its bytes.
+An image is a path relative to the file of rows, or, in Parquet and on the hub, its bytes. The `metadata.jsonl` of an
+imagefolder of HF datasets calls it `file_name`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from peftctl.data.file import Row
 from peftctl.data.formats.form import Form, Problems, kind, text_at
 from peftctl.data.formats.kinds import Captioned
 from peftctl.errors import Problem
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+"""Of files that are pictures."""
 
 
 def read(row: Row, problems: Problems) -> Captioned:
@@ -36,7 +40,16 @@ def _image(row: Row, problems: Problems) -> str | bytes:
 
 
 def _fits(value: Mapping[str, Any]) -> bool:
-    return value.get("text") is not None or value.get("caption") is not None
+    # texts have a `file_name` too, that of the file they come from
+    elsewhere = value["image"] is value.get("file_name") and not str(value["image"]).lower().endswith(ENDINGS)
+    return not elsewhere and (value.get("text") is not None or value.get("caption") is not None)
 
 
-IMAGE_TEXT = Form(name="image_text", required=("image",), optional=("text", "caption"), read=read, fits=_fits)
+IMAGE_TEXT = Form(
+    name="image_text",
+    required=("image",),
+    optional=("text", "caption"),
+    also={"file_name": "image"},
+    read=read,
+    fits=_fits,
+)
