@@ -27,11 +27,15 @@ from peftctl.data.reading import RowEncoder
 from peftctl.data.spelling import Spelling
 from peftctl.engine.method import Method
 from peftctl.engine.sample import IGNORED
-from peftctl.errors import DataError
+from peftctl.errors import DataError, RecipeError
 from peftctl.models.base import Base
 from peftctl.models.head import PICTURES, Head
+from peftctl.models.quiet import Say, few, silent
 from peftctl.models.seeing import drawn_from, eyes, logits_of
 from peftctl.tasks.task import Batch, Task, register
+
+SHORTHANDS = ("all-linear", "attention", "mlp", "all", "auto", "sublayers")
+"""Targets of the methods that name no module."""
 
 
 @register
@@ -54,14 +58,27 @@ class Captioning(Task):
             return "trains a model that reads pictures beside tokens, which this method does not know", "use `lora`"
         return super().refuses(method)
 
-    def trains(self, method: Method, base: Base) -> Method:
-        """The method without targets in what reads pictures, where a shorthand such as `all-linear` would take them."""
-        if "exclude_modules" not in [field.name for field in fields(method)]:
-            return method
+    def trains(self, method: Method, base: Base, say: Say = silent) -> Method:
+        """The method without targets in what reads pictures, where a shorthand such as `all-linear` would take them.
+
+        Raises RecipeError for one that would take parts of it, named by nobody, and cannot be told to leave them out.
+        """
+        frozen = eyes(base.model)
         named: Any = method
-        if named.target_modules not in ("all-linear", "attention", "mlp") or named.exclude_modules is not None:
+        if method.in_place:
+            say(f"method: trains what reads pictures too: {few(frozen)}")
             return method
-        inside = "|".join(name.replace(".", r"\.") for name in eyes(base.model))
+        if "exclude_modules" not in [field.name for field in fields(method)]:
+            taken = [site.name for site in method.sites(base.model) if under_one(site.name, frozen)]
+            if taken and not getattr(method, "modules", None):
+                text = f"method: would train what reads pictures, which nothing names: {few(taken)}"
+                raise RecipeError(text, "name what it trains in `modules`, such as the last blocks of what writes")
+            return method
+        if named.target_modules not in SHORTHANDS or named.exclude_modules is not None:
+            return method
+        what = f"`{named.target_modules}` is taken of what writes; what reads pictures stays frozen: {few(frozen)}"
+        say(f"method.target_modules: {what}")
+        inside = "|".join(name.replace(".", r"\.") for name in frozen)
         return replace(named, exclude_modules=rf"(?:{inside})\..*")  # type: ignore[no-any-return]
 
     def accept(self, example: Example) -> Example:
@@ -119,6 +136,11 @@ class Seen(Encoded):
         assert self.example is not None
         pixels: Tensor = self.processor(images=[rgb(self.example)], return_tensors="pt")["pixel_values"][0]
         return pixels
+
+
+def under_one(name: str, outer: Sequence[str]) -> bool:
+    """Whether the module `name` is one of `outer`, or lies inside one."""
+    return any(f"{name}.".startswith(f"{each}.") for each in outer)
 
 
 class PictureEncoder:

@@ -25,7 +25,7 @@ from peftctl.data.supervised import supervised
 from peftctl.engine.method import Method
 from peftctl.models.base import Base
 from peftctl.models.head import CAUSAL, Head
-from peftctl.models.quiet import Say
+from peftctl.models.quiet import Say, silent
 
 Batch = dict[str, Tensor]
 
@@ -94,8 +94,11 @@ class Task(Block):
             return what, "`type: layers` and adapters leave the base as it is"
         return None
 
-    def trains(self, method: Method, base: Base) -> Method:
-        """The method with what the task has to train beside it; most have nothing. Raises RecipeError."""
+    def trains(self, method: Method, base: Base, say: Say = silent) -> Method:
+        """The method as the task trains by it: with what has to be trained beside it, say; most change nothing.
+
+        Raises RecipeError.
+        """
         return method
 
     @property

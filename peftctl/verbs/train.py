@@ -86,7 +86,7 @@ def train(
             listen({"event": "note", "text": f"nothing to resume in {folder.path}: starting at the first step"})
         virtual = getattr(recipe.method, "num_virtual_tokens", 0)
         refuse_longer([rows.train, *rows.eval.values()], rows.task, base.model, virtual)
-        wanted = rows.task.trains(recipe.method, base)
+        wanted = rows.task.trains(recipe.method, base, speaker(listen))
         method = start(base, wanted, rows.task, sample_of(recipe, base, rows), again, accelerator, listen)
         packing = choose(recipe.trainer, base.model, rows.train.rows, rows.train.parts, recipe.seed, speaker(listen))
         plan = Plan.of(recipe, base, rows, folder.path, packing)

@@ -144,12 +144,37 @@ def test_the_loss_is_that_of_the_models_own_logits(kind: str, folders: dict[str,
 def test_what_sees_stays_frozen_unless_it_is_named(kind: str, folders: dict[str, Path]):
     base = loaded(folders[kind])
     assert eyes(base.model) == EYES[kind]
-    attach(base.model, Captioning().trains(METHODS["lora"](), base))
+    said: list[str] = []
+    attach(base.model, Captioning().trains(METHODS["lora"](target_modules="all-linear"), base, said.append))
+    [told] = said
+    assert "`all-linear` is taken of what writes; what reads pictures stays frozen" in told
+    assert EYES[kind][0] in told
     sites = list(adapters_of(base.model, "default"))
     assert sites
     assert not [site for site in sites if site.startswith(f"{EYES[kind][0]}.")]
     named = METHODS["lora"](target_modules=rf"{EYES[kind][0]}\..*(query|qkv|q_proj|query)")
+    assert Captioning().trains(named, base, said.append) == named
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("method", ["ia3", "bitfit", "bottleneck", "vera"])
+def test_no_shorthand_of_a_method_reaches_what_sees(method: str, folders: dict[str, Path]):
+    base = loaded(folders["git"])
+    attach(base.model, Captioning().trains(METHODS[method](), base))
+    trained = [name for name, p in base.model.named_parameters() if p.requires_grad]
+    assert trained
+    assert not [name for name in trained if name.startswith("git.image_encoder.")]
+
+
+def test_whole_layers_of_what_sees_are_trained_only_by_name(folders: dict[str, Path]):
+    base = loaded(folders["git"])
+    with pytest.raises(RecipeError, match=r"would train what reads pictures, which nothing names: `git\.image_encoder"):
+        Captioning().trains(METHODS["layers"](norms=True), base)
+    named = METHODS["layers"](modules=["git.encoder.layer.1"])
     assert Captioning().trains(named, base) == named
+    said: list[str] = []
+    Captioning().trains(METHODS["full"](), base, said.append)
+    assert said == ["method: trains what reads pictures too: `git.image_encoder`"]
 
 
 def test_a_prompt_comes_before_and_is_not_trained(folders: dict[str, Path], pictures: Path):
