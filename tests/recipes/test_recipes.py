@@ -13,6 +13,8 @@ from peftctl import recipe as recipes
 from peftctl.cli import main
 from peftctl.config.document import parse
 from peftctl.methods import METHODS
+from peftctl.tasks import TASKS
+from peftctl.tasks.task import name_of
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -46,11 +48,13 @@ def test_a_recipe_says_what_it_is_for(file: Path):
 
 @pytest.mark.parametrize("file", OF_MODELS, ids=lambda path: path.stem)
 def test_a_recipe_keeps_what_its_name_promises(file: Path):
-    read, preset = recipes.read(file), file.stem.endswith("qlora")
-    assert read.method.peft_type == "LORA"
-    assert read.model.quantization == ("nf4" if preset else "none")
-    assert settings(file)["method"]["type"] == ("qlora" if preset else "lora")
-    assert isinstance(read.method, METHODS["lora"])
+    read, words = recipes.read(file), re.split(r"[-.]", file.stem)
+    kind = settings(file)["method"]["type"]
+    assert read.model.quantization == ("nf4" if kind == "qlora" else "none")
+    named = [word for word in words if word in (*METHODS, "qlora")]
+    assert named == [kind] or (not named and kind in ("lora", "ia3"))
+    tasks = [word for word in words if word in TASKS and word != "text"]
+    assert not tasks or tasks == [name_of(read.trainer.task)]
 
 
 def test_every_method_has_its_recipe():
@@ -71,7 +75,7 @@ def test_its_data_comes_with_it_or_is_its_users(file: Path):
     for path in (read.dataset.train, read.dataset.eval):
         if isinstance(path, str):
             assert Path(path).is_file() == ours
-    assert ours == file.stem.startswith("smollm2")
+    assert ours == (file.stem.startswith("smollm2") or "tweets" in file.stem)
 
 
 @pytest.mark.parametrize("name", ["smollm2", "llama7b", "llama3.1-8b", "qwen3-8b", "mistral7b"])
