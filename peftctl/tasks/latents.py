@@ -103,10 +103,10 @@ class Frozen:
         return (self.seen(view, number, chance),)
 
     def measured(self, view: View, number: int) -> tuple[Noisy, ...]:
-        """What is measured of the picture of row `number`: at timesteps that are spread."""
+        """What is measured of the picture of row `number`: at timesteps that are spread, each counting the same."""
         chance = generator("measured", number)
         steps = [int(self.noising.steps * (part + 0.5) / MEASURED) for part in range(MEASURED)]
-        return tuple(self.seen(view, step, chance) for step in steps)
+        return tuple(self.seen(view, step, chance)._replace(weight=1.0) for step in steps)
 
     def seen(self, view: View, number: int, chance: torch.Generator) -> Noisy:
         x = self.latent(view, chance)

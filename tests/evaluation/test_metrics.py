@@ -135,7 +135,10 @@ def test_perplexity_has_room_in_a_float():
 def test_figures_of_many_sums_at_once():
     rng = np.random.default_rng(0)
     seen = Seen(
-        **{key: rng.integers(1, 9, 20).astype(float) for key in ("nats", "tokens", "right", "rejected", "errors")},
+        **{
+            key: rng.integers(1, 9, 20).astype(float)
+            for key in ("nats", "tokens", "right", "rejected", "rejected_tokens", "errors")
+        },
         labels=LABELS,
         truth=rng.integers(0, 4, 20).tolist(),
         choice=rng.integers(0, 4, 20).tolist(),
