@@ -178,7 +178,7 @@ def test_what_is_seen_depends_on_seed_step_and_row_alone(pipelines: dict[str, Pa
     assert len(rows[0].noisy) == MEASURED
     assert [int(one.timestep) for one in rows[0].noisy] == [125, 375, 625, 875]
     assert same(rows[2], rows_of(task, base, pictures)[2])
-    weighted = TextToImage(resolution=SIDE, min_snr_gamma=0.1)
+    weighted = TextToImage(resolution=SIDE, flip=True, min_snr_gamma=0.1)
     other = rows_of(weighted, base, pictures)
     assert same(rows[2], other[2])
     assert [one.weight for one in other[2].noisy] == [1.0] * MEASURED
