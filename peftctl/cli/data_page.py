@@ -51,7 +51,7 @@ def page(found: Mapping[str, Any], console: Console) -> Iterator[Text]:
     if found["lengths"]:
         yield Text()
         yield from histogram(found["lengths"]["histogram"], signs, width)
-    if found["samples"]:
+    if found["samples"] and not found["labels"]:
         yield Text()
         yield folded(legend(signs), width) if width else legend(signs)
     for sample in found["samples"]:
@@ -67,13 +67,14 @@ def facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     told = [("set", found["set"]), ("model", found["model"])]
     if not found["rows"]:
         return [*told, ("rows", "none can be used")]
+    part = f"{found['trained_tokens']:,} trained ({trained_share(found)})"
     packed = f"; {percent(padding['packed'])} when rows are packed" if "packed" in padding else ""
     if found["task"] != "sft":
         told.append(("task", found["task"]))
     told += [
         ("rows", account(ledger)),
         ("form", ", ".join(found["formats"])),
-        ("tokens", f"{found['tokens']:,}, of which {found['trained_tokens']:,} trained ({trained_share(found)})"),
+        ("tokens", f"{found['tokens']:,}" + (f", of which {part}" if found["trained_tokens"] else "")),
         ("lengths", "{min:,} to {max:,} tokens, median {median:,}, 95 % up to {p95:,}".format(**lengths)),
         ("max_length", f"{lengths['max_length']:,}, reached by {lengths['at_max_length']:,}"),
         ("padding", f"{percent(padding['padded'])} of a batch{packed}"),
@@ -83,7 +84,10 @@ def facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         told.append(("chat template", "the tokenizer's own" if own else found["chat_template"]))
         trains = found["train_on"]
         told.append(("trains on", trains if isinstance(trains, str) else ", ".join(trains)))
-    told.append(("stop tokens", ", ".join(f"{token['text']} ({token['id']})" for token in found["stop_tokens"])))
+    if found["labels"]:
+        told.append(("labels", ", ".join(map(one_line, found["labels"]))))
+    else:
+        told.append(("stop tokens", ", ".join(f"{token['text']} ({token['id']})" for token in found["stop_tokens"])))
     told.append(("pad token", "{text} ({id})".format(**found["pad_token"])))
     return told
 
@@ -131,7 +135,9 @@ def legend(signs: Signs) -> Text:
 def row(sample: Mapping[str, Any], signs: Signs, width: int | None) -> Iterator[Text]:
     """One row: where it is from, and its tokens."""
     head = Text.assemble((one_line(sample["place"]), "bold"))
-    figures = f"{sample['tokens']:,} tokens, {sample['trained']:,} trained ({trained_share(sample)})"
+    marked = any(token["trained"] for token in sample["text"])
+    trained = f", {sample['trained']:,} trained ({trained_share(sample)})" if marked or sample["problem"] else ""
+    figures = f"{sample['tokens']:,} tokens{trained}"
     notes = [sample["why"], figures, f"{sample['cut']:,} cut off" if sample["cut"] else ""]
     head.append("".join(f"  {note}" for note in notes if note), "dim")
     yield folded(head, width) if width else head

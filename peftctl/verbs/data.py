@@ -87,6 +87,7 @@ def data(
         "ok": all(check.state != "failed" for check in settled),
         "model": recipe.model.name_or_path,
         "task": name_of_task(task),
+        "labels": list(task.head.labels),
         "formats": sorted({*prepared.formats}) if prepared else [],
         "chat_template": recipe.dataset.chat_template if template else None,
         "train_on": recipe.dataset.train_on,

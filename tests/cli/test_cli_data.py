@@ -28,6 +28,7 @@ def found(*text: dict[str, Any], **more: Any) -> dict[str, Any]:
         "ok": False,
         "model": "tiny",
         "task": "sft",
+        "labels": [],
         "formats": ["messages"],
         "chat_template": "tokenizer",
         "train_on": "assistant",
