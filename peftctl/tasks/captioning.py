@@ -173,7 +173,7 @@ class PictureEncoder:
             (tokens.ids, tokens.ends) if tokens.ids[-1:] == [self.end] else ([*tokens.ids, self.end], tokens.ends)
         )
         own = self._begin(ids)
-        first = next(i for i, end in enumerate([*ends, len(self.before) + 1]) if end > len(self.before))
+        first = next(i for i, end in enumerate([*ends, len(self.before) + 1]) if end > len(self.before.rstrip()))
         shift = len(own) - len(ids)
         made = Encoded(array("i", own), ((max(first + shift, 1), len(own)),))
         pieces = fit(made, self.max_length, self.on_long, row.place)

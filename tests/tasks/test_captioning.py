@@ -182,7 +182,7 @@ def test_a_prompt_comes_before_and_is_not_trained(folders: dict[str, Path], pict
     [row] = encoded(base, three(pictures)[:1], prompt="it is")
     words = base.tokenizer
     assert words.decode(row.input_ids) == "<bos>it is red<eos>"
-    assert words.decode([token for token in row.labels if token >= 0]) == "red<eos>"
+    assert words.decode([token for token in row.labels if token >= 0]) == " red<eos>"
     encoder = Captioning(prompt="it is").encoder(Dataset(train="rows.jsonl"), words, None)
     assert words.decode(encoder.prompt(three(pictures)[0])) == "<bos>it is"
 
