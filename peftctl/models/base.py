@@ -18,7 +18,7 @@ from peftctl.models.head import CAUSAL, DIFFUSION, PICTURES, Head, atop
 from peftctl.models.kind import check_kind
 from peftctl.models.quiet import Say, few, quiet, reason, silent
 from peftctl.models.source import local, resolve
-from peftctl.models.tokenizer import read_processor, read_tokenizer
+from peftctl.models.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,9 +76,6 @@ class Base:
 
     new: tuple[str, ...] = ()
     """Names of the modules that its files lack, which start from random numbers: the head of a classifier."""
-
-    processor: Any = None
-    """What makes pixels of pictures, of a model that reads them."""
 
     pipeline: Any = None
     """The pipeline of diffusers that `model` is the network of; None for models of transformers."""
@@ -159,10 +156,9 @@ def load(
             f"{place}: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows",
             "copy the tokenizer from the original model",
         )
-    processor = read_processor(folder, place) if head is PICTURES else None
     name = str(resolve(place, root))
     network.config._name_or_path = network.name_or_path = name
-    return Base(network, tokenizer, dtype, device, folder, name, new, processor)
+    return Base(network, tokenizer, dtype, device, folder, name, new)
 
 
 def _check_attention(attention: str, device: torch.device) -> None:

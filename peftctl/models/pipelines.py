@@ -113,6 +113,7 @@ KINDS = {
 }
 """By class, as `model_index.json` has it."""
 
+
 def kind_of(pipeline: Any) -> Kind:
     """That of a pipeline in memory."""
     return KINDS[type(pipeline).__name__]

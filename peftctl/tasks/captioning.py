@@ -32,6 +32,7 @@ from peftctl.models.base import Base
 from peftctl.models.head import PICTURES, Head
 from peftctl.models.quiet import Say, few, silent
 from peftctl.models.seeing import drawn_from, eyes, logits_of
+from peftctl.models.tokenizer import read_processor
 from peftctl.tasks.task import Batch, Task, register
 
 SHORTHANDS = ("all-linear", "attention", "mlp", "all", "auto", "sublayers")
@@ -95,12 +96,13 @@ class Captioning(Task):
 
     def ready(self, encoder: RowEncoder, base: Base) -> RowEncoder:
         assert isinstance(encoder, PictureEncoder)
-        encoder.processor = base.processor
+        encoder.processor = read_processor(base.folder, base.name)
         return encoder
 
     def rows(self, prepared: Prepared, base: Base) -> Sequence[Encoded]:
         pairs = zip(prepared.rows, prepared.parsed, strict=True)
-        return [Seen.of(row, example, base.processor) for row, example in pairs]  # type: ignore[arg-type]
+        processor = read_processor(base.folder, base.name)
+        return [Seen.of(row, example, processor) for row, example in pairs]  # type: ignore[arg-type]
 
     def collate(self, rows: Sequence[Encoded], pad_id: int) -> Batch:
         """`pixel_values` [rows, channels, height, width] beside ids, mask and labels [rows, tokens]."""

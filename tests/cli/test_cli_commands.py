@@ -71,12 +71,12 @@ def test_export(peftctl, verbs):
 
 
 def test_generate(peftctl, verbs):
-    defaults = {"temperature": 0.7, "top_p": 0.9, "beams": 1, "max_new_tokens": 128, "seed": 0}
+    defaults = {"temperature": 0.7, "top_p": 0.9, "beams": 1, "max_new_tokens": 128, "seed": 0, "output": None}
     assert peftctl("generate", "runs/x", "What?").out == "a llama\n"
     assert verbs.generate.calls == [(("runs/x", "What?"), {"base": False, "sample": False, **defaults})]
     numbers = ["--temperature", "1", "--top-p", "0.5", "--beams", "4", "--max-new-tokens", "9", "--seed", "7"]
     peftctl("generate", "runs/x", "What?", "--base", "--sample", *numbers)
-    chosen = {"temperature": 1.0, "top_p": 0.5, "beams": 4, "max_new_tokens": 9, "seed": 7}
+    chosen = {"temperature": 1.0, "top_p": 0.5, "beams": 4, "max_new_tokens": 9, "seed": 7, "output": None}
     assert verbs.generate.calls[1] == (("runs/x", "What?"), {"base": True, "sample": True, **chosen})
 
 

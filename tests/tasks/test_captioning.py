@@ -37,6 +37,7 @@ from peftctl.errors import DataError, RecipeError
 from peftctl.methods import METHODS
 from peftctl.models import base as models
 from peftctl.models.seeing import eyes
+from peftctl.models.tokenizer import read_processor
 from peftctl.tasks.captioning import Captioning, PictureEncoder
 from peftctl.verbs.evaluate import evaluate
 from peftctl.verbs.generate import generate
@@ -121,7 +122,8 @@ def test_the_loss_is_that_of_the_models_own_logits(kind: str, folders: dict[str,
     base = loaded(folders[kind])
     rows = encoded(base, three(pictures))
     batch = Captioning().collate(rows, 0)
-    pixels = base.processor([Image.open(row.image).convert("RGB") for row in three(pictures)], return_tensors="pt")
+    shown = [Image.open(row.image).convert("RGB") for row in three(pictures)]
+    pixels = read_processor(base.folder, base.name)(shown, return_tensors="pt")
     torch.testing.assert_close(batch["pixel_values"], pixels["pixel_values"])
     ids, mask, model = batch["input_ids"], batch["attention_mask"], base.model
     words = {"decoder_input_ids" if kind == "vit_gpt2" else "input_ids": ids}
@@ -228,8 +230,9 @@ def test_from_a_recipe_to_captions_of_a_merged_model(recipe: Any, tmp_path: Path
     merge(run, tmp_path / "merged")
     plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").eval()
     base = loaded(tmp_path / "merged")
+    seen = read_processor(base.folder, base.name)
     for number, name in enumerate(COLOURS):
-        pixels = base.processor([Image.open(pictures / f"{number}.png")], return_tensors="pt")["pixel_values"]
+        pixels = seen([Image.open(pictures / f"{number}.png")], return_tensors="pt")["pixel_values"]
         ids = plain.generate(pixel_values=pixels, max_new_tokens=8, num_beams=1, do_sample=False)
         assert base.tokenizer.decode(ids[0], skip_special_tokens=True) == name
 

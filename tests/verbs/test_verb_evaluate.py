@@ -209,7 +209,7 @@ def test_preferences_are_compared_as_a_slow_computation_does(
 
 def test_what_cannot_be_compared_is_told(run: Path, tmp_path: Path):
     changes = ["eval.metrics=[preference_accuracy]", "eval.labels=[]"]
-    with pytest.raises(peftctl.PeftctlError, match="two answers are compared, and the row has one; `preference` rows"):
+    with pytest.raises(peftctl.PeftctlError, match="two answers are compared, and the row has one; rows have `prompt`"):
         evaluate(str(run), overrides=changes)
     with pytest.raises(peftctl.PeftctlError, match="rows to train on have one answer each"):
         evaluate(str(run), overrides=[*changes, "dataset.eval={split: 0.5}"])
