@@ -38,6 +38,10 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {"qlora": ("lora", {"model": {"
 """Method types that stand for another one and for settings elsewhere, where the recipe does not say otherwise."""
 
 
+CHATS = {"system": None, "train_on": "assistant", "chat_template": "tokenizer"}
+"""Keys of `dataset` that are about conversations, and their defaults."""
+
+
 def read_method(value: Any) -> Method:
     """A `method` block: its `type` picks the method, the other keys are that method's fields."""
     return variant.read(value, Method, METHODS, "method", also=PRESETS)
@@ -114,6 +118,13 @@ def build(document: Document, root: Path, overrides: Iterable[str] = ()) -> Reci
     task = recipe.trainer.task
     if refused := task.refuses(recipe.method):
         clashes.append(document.problem(("trainer", "task"), f"`{tasks.name_of(task)}` {refused[0]}", refused[1]))
+    clashes += [
+        document.problem(
+            ("dataset", key), f"means nothing to `{tasks.name_of(task)}`, whose rows are no chats", "remove it"
+        )
+        for key, usual in CHATS.items()
+        if not task.talks and getattr(recipe.dataset, key) != usual
+    ]
     clashes += [document.problem(("eval", *keys), *told) for keys, *told in recipe.eval.unmeasurable(task)]
     clashes += [
         document.problem(("eval", "gates", key), "no evaluation rows have that name", hint)

@@ -44,6 +44,7 @@ SHORTHANDS = ("all-linear", "attention", "mlp", "all", "auto", "sublayers")
 class Captioning(Task):
     """A picture to its text, by a model such as BLIP; what reads the pictures is trained only where targets name it."""
 
+    talks: ClassVar[bool] = False
     needs_parsed: ClassVar[bool] = True
     measures: ClassVar[frozenset[str]] = frozenset({"truth", "text"})
 

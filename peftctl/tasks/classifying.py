@@ -29,6 +29,7 @@ SHOWN = 20
 class Classifying(Task):
     """Texts, or their words, into classes."""
 
+    talks: ClassVar[bool] = False
     measures: ClassVar[frozenset[str]] = frozenset({"truth", "labels"})
 
     labels: list[str] = field(default_factory=list)

@@ -37,6 +37,7 @@ from peftctl.tasks.task import Batch, Task, register
 class Seq2Seq(Task):
     """One text from another, such as its translation or its summary, by a model with an encoder and a decoder."""
 
+    talks: ClassVar[bool] = False
     measures: ClassVar[frozenset[str]] = frozenset({"truth", "labels", "text"})
 
     prefix: str = ""

@@ -37,6 +37,9 @@ REFERENCE = "reference"
 class Task(Block):
     """What a recipe's `trainer.task` becomes. A task overrides what differs from supervised fine-tuning."""
 
+    talks: ClassVar[bool] = True
+    """Whether its rows may be conversations, so that templates, system messages and `train_on` mean something."""
+
     packable: ClassVar[bool] = False
     """Whether rows may lie end to end in a line."""
 

@@ -21,6 +21,7 @@ from peftctl.tasks.task import register
 class PlainText(SFT):
     """Plain text, every token of it: a causal language model learns what such texts are like."""
 
+    talks: ClassVar[bool] = False
     measures: ClassVar[frozenset[str]] = frozenset({"truth"})
 
     def accept(self, example: Example) -> Example:

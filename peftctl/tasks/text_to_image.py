@@ -44,6 +44,7 @@ OWN = ("sample", "timestep", "target", "weight")
 class TextToImage(Task):
     """Pictures by their texts: a style or a thing, taught to a pipeline of diffusers such as Stable Diffusion."""
 
+    talks: ClassVar[bool] = False
     needs_parsed: ClassVar[bool] = True
     steady: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ("denoising_loss",)

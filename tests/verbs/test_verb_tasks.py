@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+import tiny_chat
+
+from peftctl import recipe as recipes
 from peftctl.errors import RecipeError
 from peftctl.evaluation.metrics import METRICS
 from peftctl.tasks import TASKS
@@ -31,3 +35,12 @@ def test_all_of_them_are_listed_and_unknown_ones_told():
     assert [task["name"] for task in describe()] == sorted(TASKS)
     with pytest.raises(RecipeError, match="dpq: no such task; did you mean `dpo`"):
         describe("dpq")
+
+
+@pytest.mark.parametrize("name", [name for name, cls in TASKS.items() if not cls.talks])
+def test_what_is_about_conversations_means_nothing_to_others(name: str):
+    recipe = tiny_chat.recipe(Path("base"), Path("rows.jsonl"), trainer={"task": name})
+    recipes.coerce(recipe)
+    for key, value in {"system": "Be brief.", "train_on": "last", "chat_template": "chatml"}.items():
+        with pytest.raises(RecipeError, match=f"dataset.{key}: means nothing to `{name}`"):
+            recipes.coerce({**recipe, "dataset": {**recipe["dataset"], key: value}})
