@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -103,7 +104,7 @@ def coerce(recipe: Recipe | str | Path | Mapping[str, Any]) -> Recipe:
 
 def build(document: Document, root: Path, overrides: Iterable[str] = ()) -> Recipe:
     """A document checked, its preset expanded, its paths located: from `root`, those of overrides from here."""
-    document = document.with_overrides(overrides)
+    document = document.with_overrides(opened(overrides, document.data))
 
     def root_of(*keys: str | int) -> Path:
         return Path(".") if document.spot(keys).value.source else root
@@ -133,6 +134,17 @@ def build(document: Document, root: Path, overrides: Iterable[str] = ()) -> Reci
     if clashes:
         raise RecipeError.of(clashes)
     return located(replace(recipe, eval=recipe.eval.of(task)), root_of)
+
+
+def opened(overrides: Iterable[str], data: Mapping[str, Any]) -> list[str]:
+    """The overrides, where some set fields of a task that is written as its name alone, with that as a mapping."""
+    given = list(overrides)
+    if not any(override.startswith("trainer.task.") for override in given):
+        return given
+    trainer = data.get("trainer")
+    task = trainer.get("task") if isinstance(trainer, Mapping) else None
+    named = [f"trainer.task={{type: {task}}}"] if isinstance(task, str) else []
+    return named + [re.sub(r"^trainer\.task=(\w+)$", r"trainer.task={type: \1}", override) for override in given]
 
 
 def unknown_sets(recipe: Recipe) -> dict[str, str]:

@@ -8,9 +8,12 @@ import pytest
 import tiny_chat
 
 from peftctl import recipe as recipes
+from peftctl.config.write import to_yaml
 from peftctl.errors import RecipeError
 from peftctl.evaluation.metrics import METRICS
 from peftctl.tasks import TASKS
+from peftctl.tasks.dpo import DPO
+from peftctl.tasks.kto import KTO
 from peftctl.tasks.task import plain, read
 from peftctl.verbs.tasks import describe
 
@@ -44,3 +47,15 @@ def test_what_is_about_conversations_means_nothing_to_others(name: str):
     for key, value in {"system": "Be brief.", "train_on": "last", "chat_template": "chatml"}.items():
         with pytest.raises(RecipeError, match=f"dataset.{key}: means nothing to `{name}`"):
             recipes.coerce({**recipe, "dataset": {**recipe["dataset"], key: value}})
+
+
+def test_overrides_set_fields_of_a_task_that_is_a_name(tmp_path: Path):
+    written = to_yaml(tiny_chat.recipe(Path("base"), Path("rows.jsonl"), trainer={"task": "dpo"}))
+    (tmp_path / "recipe.yaml").write_text(written)
+    for overrides in (["trainer.task.beta=0.3"], ["trainer.task=dpo", "trainer.task.beta=0.3"]):
+        assert recipes.read(tmp_path / "recipe.yaml", overrides).trainer.task == DPO(beta=0.3)
+    assert (
+        recipes.read(tmp_path / "recipe.yaml", ["trainer.task=kto", "trainer.task.beta=0.3"]).trainer.task.beta == 0.3
+    )
+    with pytest.raises(RecipeError, match=r"trainer\.task\.betta: unknown key"):
+        recipes.read(tmp_path / "recipe.yaml", ["trainer.task.betta=0.3"])
