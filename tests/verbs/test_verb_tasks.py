@@ -13,7 +13,6 @@ from peftctl.errors import RecipeError
 from peftctl.evaluation.metrics import METRICS
 from peftctl.tasks import TASKS
 from peftctl.tasks.dpo import DPO
-from peftctl.tasks.kto import KTO
 from peftctl.tasks.task import plain, read
 from peftctl.verbs.tasks import describe
 
