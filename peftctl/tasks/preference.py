@@ -25,7 +25,7 @@ from peftctl.engine.attach import acting, methods
 from peftctl.engine.inputs import evaluating
 from peftctl.engine.sample import IGNORED
 from peftctl.errors import DataError
-from peftctl.tasks.sft import SFT, answer_logits
+from peftctl.tasks.sft import SFT
 from peftctl.tasks.task import REFERENCE, Batch, Task
 
 
@@ -150,8 +150,7 @@ def parted(row: Encoded) -> tuple[Encoded, Encoded]:
 
 def scores(model: nn.Module, batch: Mapping[str, Tensor]) -> Scores:
     """How probable `model` finds the trained tokens of each sequence of a batch."""
-    logits, labels = answer_logits(model, batch)
-    each = logits.log_softmax(dim=-1).gather(1, labels[:, None]).flatten()
+    each = SFT().logps(model, batch)
     tokens = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
     row = torch.arange(len(tokens), device=tokens.device).repeat_interleave(tokens)
     return Scores(each.new_zeros(len(tokens)).index_add(0, row, each), tokens)

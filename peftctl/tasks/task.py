@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftctl.config import variant
@@ -25,6 +24,7 @@ from peftctl.data.supervised import supervised
 from peftctl.engine.method import Method
 from peftctl.models.base import Base
 from peftctl.models.head import CAUSAL, Head
+from peftctl.models.output_head import output_head
 from peftctl.models.quiet import Say, silent
 
 Batch = dict[str, Tensor]
@@ -150,6 +150,16 @@ class Task(Block):
         """Logits [n, classes] in float32 and labels [n] of all that a batch has to get right, row after row."""
         raise NotImplementedError
 
+    def logps(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Log-probabilities [n] in float32 of all that a batch has to get right, row after row."""
+        head = output_head(model, self.answers, batch)
+        if head is None:
+            logits, labels = self.answers(model, batch)
+            return logits.log_softmax(dim=-1).gather(1, labels[:, None]).flatten()
+        with head.let_through():
+            x, labels = self.answers(model, batch)
+        return head.logps(x, labels)
+
     def ahead(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the loss of each row takes from all rows of a step: scalars, summed over the batch.
 
@@ -163,10 +173,7 @@ class Task(Block):
 
         The loop divides them by the weights of all rows of a step, so neither micro-batches nor processes change them.
         """
-        logits, labels = self.answers(model, batch)
-        if len(labels) == 0:
-            return {"loss": logits.sum()}  # zero, with a graph: every parameter still gets its (empty) gradient
-        return {"loss": F.cross_entropy(logits, labels, reduction="sum")}
+        return {"loss": -self.logps(model, batch).sum()}
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """What is minimised, summed over the batch."""
