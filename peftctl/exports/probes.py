@@ -60,7 +60,7 @@ def batch_of(model: Any, head: Head, ids: Tensor) -> Batch:
     if head.classifies and model.config.is_encoder_decoder:
         ids = ended(ids, model.config)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return batch | {"decoder_input_ids": shifted(ids.roll(1, 0), model.config)} if head == SEQ2SEQ else batch
+    return batch | {"decoder_input_ids": shifted(ids.roll(1, 0), model)} if head == SEQ2SEQ else batch
 
 
 def ended(ids: Tensor, config: Any) -> Tensor:

@@ -85,7 +85,7 @@ class Seq2Seq(Task):
         logits = model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            decoder_input_ids=shifted(labels, network.config),
+            decoder_input_ids=shifted(labels, network),
             use_cache=False,
             **extra,
         ).logits
@@ -154,10 +154,14 @@ def parted(row: Encoded) -> tuple[Encoded, Encoded]:
     return Encoded(row.ids[:start], ()), Encoded(row.ids[start:], ((0, end - start),))
 
 
-def shifted(labels: Tensor, config: Any) -> Tensor:
-    """What the decoder reads to predict `labels` [rows, target]: its start token, then all labels but the last."""
-    config = getattr(config, "decoder", None) or config
-    start = getattr(config, "decoder_start_token_id", None)
-    first = config.pad_token_id if start is None else start
-    read = torch.cat([torch.full_like(labels[:, :1], first), labels[:, :-1]], dim=1)
-    return read.masked_fill(read == IGNORED, config.pad_token_id)
+def shifted(labels: Tensor, network: Any) -> Tensor:
+    """What the decoder reads to predict `labels` [rows, target]: its start token, then all labels but the last.
+
+    Most models say themselves which token that is: T5Gemma's is not where T5's is.
+    """
+    if own := getattr(network, "prepare_decoder_input_ids_from_labels", None):
+        read: Tensor = own(labels=labels)
+        return read
+    start = torch.full_like(labels[:, :1], network.config.decoder_start_token_id)
+    read = torch.cat([start, labels[:, :-1]], dim=1)
+    return read.masked_fill(read == IGNORED, network.config.pad_token_id)

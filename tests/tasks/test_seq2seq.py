@@ -15,11 +15,17 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     BartConfig,
     BartForConditionalGeneration,
+    BertConfig,
     DataCollatorForSeq2Seq,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
     MT5Config,
     MT5ForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
+    T5GemmaConfig,
+    T5GemmaForConditionalGeneration,
+    T5GemmaModuleConfig,
 )
 
 import peftctl
@@ -54,7 +60,27 @@ def bart() -> nn.Module:
     return BartForConditionalGeneration(BartConfig(vocab_size=96, **layers, **widths, **ends, **IDS))
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"t5": t5, "mt5": mt5, "bart": bart}
+def t5gemma() -> nn.Module:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    part = T5GemmaModuleConfig(vocab_size=96, num_key_value_heads=1, head_dim=16, **sizes, **IDS)
+    return T5GemmaForConditionalGeneration(T5GemmaConfig(encoder=part, decoder=part, vocab_size=96, **IDS))
+
+
+def two_berts() -> nn.Module:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    one = BertConfig(vocab_size=96, **sizes, **IDS)
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(one, BertConfig(vocab_size=96, **sizes, **IDS))
+    config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = 5, 0, 2
+    return EncoderDecoderModel(config)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "t5": t5,
+    "mt5": mt5,
+    "bart": bart,
+    "t5gemma": t5gemma,
+    "two berts": two_berts,
+}
 
 
 @pytest.fixture(params=MODELS)
@@ -113,7 +139,8 @@ def test_no_rows_train_nothing_and_reach_every_parameter(model: Any):
     loss = Seq2Seq().loss(model, Seq2Seq().collate([], 0))
     assert float(loss) == 0
     loss.backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
+    read = {name: one for name, one in model.named_parameters() if "pooler" not in name}  # only classifiers pool
+    assert all(parameter.grad is not None for parameter in read.values())
 
 
 def test_what_is_generated_is_what_each_row_alone_gets(model: Any):
