@@ -138,7 +138,8 @@ class TextToImage(Task):
         """The loss of each draw [n] of a batch, in float32."""
         network: Any = getattr(model, "module", model)
         conditions = {name: value for name, value in batch.items() if name not in OWN}
-        sample, timestep, conditions = (moved(one, network) for one in (batch["sample"], batch["timestep"], conditions))
+        sample, conditions = (moved(one, network) for one in (batch["sample"], conditions))
+        timestep = batch["timestep"].to(network.device)  # bfloat16 would round 993.7 to 992
         predicted = predict(model, sample, timestep, conditions).float()
         errors = F.mse_loss(predicted, batch["target"], reduction="none").flatten(1).mean(dim=1)
         return batch["weight"] * errors

@@ -223,6 +223,18 @@ def test_a_rank_without_rows_takes_part_with_a_gradient_of_zero(name: str, pipel
     assert all(gradient is not None and not gradient.any() for gradient in gradients)
 
 
+def test_a_network_of_two_bytes_is_told_the_timestep_as_it_is(pipelines: dict[str, Path], pictures: Path):
+    base, task = load_pipeline(pipelines["StableDiffusion3Pipeline"]), TextToImage(resolution=SIDE)
+    base.model.to(torch.bfloat16)
+    rows = task.seen(rows_of(task, base, pictures), SEED, STEP)
+    batch = task.collate([rows[0]], 0)
+    told: list[Tensor] = []
+    base.model.time_text_embed.register_forward_pre_hook(lambda module, given: told.append(given[0]))
+    task.sums(base.model, batch)
+    assert torch.equal(told[0], batch["timestep"])
+    assert not torch.equal(told[0], told[0].bfloat16().float())
+
+
 def test_a_square_is_cut_out_of_the_middle():
     picture = Image.new("RGB", (40, 20), "red")
     picture.paste((0, 0, 255), (10, 0, 30, 20))
