@@ -113,7 +113,7 @@ class SourceEncoder:
     def encode(self, row: Translated) -> list[Encoded]:
         """A row; none when it is too long and dropped. Raises DataError for one too long, or without a target."""
         self.spelled += self._spelling.in_text(row.source) or self._spelling.in_text(row.target)
-        source, target = self.prompt(row), self._target(row)
+        source, target = self._source(row), self._target(row)
         over = [(ids, most) for ids, most in ((source, self.max_length), (target, self.max_target_length))]
         cut = sum(max(len(ids) - most, 0) for ids, most in over)
         if cut and self.on_long == "drop":
@@ -124,13 +124,17 @@ class SourceEncoder:
         return [replace(together(*(shortened(*one) for one in over)), truncated=cut > 0, cut=cut)]
 
     def compared(self, row: Translated, whole: bool) -> Encoded:
-        source, target = self.prompt(row), self._target(row)
+        source, target = self._source(row), self._target(row)
         if len(source) > self.max_length or len(target) > self.max_target_length:
             raise DataError(f"{row.place}: too long to compare its labels", "raise `dataset.max_length`")
         encoded = together(source, target)
         return encoded if whole else encoded.without_end()
 
     def prompt(self, row: Translated) -> list[int]:
+        """The source as a prepared row has it, cut where it is too long."""
+        return shortened(self._source(row), self.max_length)
+
+    def _source(self, row: Translated) -> list[int]:
         return self._spelling.plain(self.prefix + row.source).ids
 
     def _target(self, row: Translated) -> list[int]:

@@ -166,6 +166,13 @@ def test_long_rows_are_cut_dropped_or_refused():
     assert (row.trained, row.cut) == (2, 1)
 
 
+def test_answers_are_to_the_source_that_is_trained():
+    row = {"source": "abcdef", "target": "AB"}
+    encoder = Seq2Seq().encoder(Dataset(train="rows.jsonl", max_length=4), tiny_chat.tokenizer(), None)
+    [made] = encoded([row], max_length=4)
+    assert encoder.prompt(Translated("f:1", **row)) == made.ids.tolist()[:4]
+
+
 def test_a_prefix_stands_before_every_source():
     [row], [bare] = (
         encoded([{"source": "ab", "target": "c"}], Seq2Seq(prefix="to c: ")),
