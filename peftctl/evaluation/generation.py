@@ -14,6 +14,8 @@ from peftctl.data.fitting import Encoded
 from peftctl.data.formats import Example
 from peftctl.data.reading import RowEncoder
 from peftctl.engine.inputs import evaluating
+from peftctl.errors import RunError
+from peftctl.models.positions import room
 
 Describe = Callable[[nn.Module, Sequence[Example], int], list[str]]
 """What the encoder of a task whose rows are more than tokens generates answers by."""
@@ -30,11 +32,21 @@ def stop_ids(model: nn.Module, encoder: RowEncoder) -> list[int]:
 def continuations(
     model: nn.Module, prompts: Sequence[Sequence[int]], encoder: RowEncoder, max_new_tokens: int, **sampling: Any
 ) -> list[str]:
-    """What `model` answers to each prompt, greedily unless `sampling` says otherwise; special tokens left out."""
+    """What `model` answers to each prompt, greedily unless `sampling` says otherwise; special tokens left out.
+
+    Answers end where the model has no position for another token. Raises RunError for a prompt that leaves it none.
+    """
     tokenizer, network = encoder.tokenizer, cast(Any, model)
     device = next(model.parameters()).device
     both = network.config.is_encoder_decoder  # its answers stand apart from what it reads
     inputs = padded(prompts, tokenizer.pad_token_id, "right" if both else "left")
+    if (limit := room(model)) is not None:
+        longest = max(map(len, prompts))
+        if longest > limit - (not both):
+            beside = "" if both else ", its answer included"
+            text = f"a prompt of {longest:,} tokens, and {type(model).__name__} reads {limit:,}{beside}"
+            raise RunError(text, "shorten it")
+        max_new_tokens = min(max_new_tokens, limit - 1 if both else limit - longest)
     with evaluating(model):
         out = network.generate(
             **{name: tensor.to(device) for name, tensor in inputs.items()},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from peftctl.engine.attach import methods
+
 
 def positions(model: nn.Module) -> int | None:
     """Tokens of the longest row that `model` can read; None where nothing limits it but memory.
@@ -19,3 +21,10 @@ def positions(model: nn.Module) -> int | None:
             padded = 0 if module.padding_idx is None else module.padding_idx + 1
             found.append(module.num_embeddings - (getattr(module, "offset", 0) or padded))
     return min(found, default=None)
+
+
+def room(model: nn.Module) -> int | None:
+    """Tokens of the longest row beside the virtual ones of what is attached; None where only memory limits it."""
+    limit = positions(model)
+    virtual = sum(getattr(method, "num_virtual_tokens", 0) for method in methods(model).values())
+    return None if limit is None else limit - virtual

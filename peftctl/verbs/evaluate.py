@@ -75,7 +75,8 @@ def evaluate(
         sets = {name: one._replace(encoded=task.rows(one.prepared, base)) for name, one in sets.items()}
     task = recipe.trainer.task.judged
     sets = {name: one._replace(encoder=task.ready(one.encoder, base)) for name, one in sets.items()}
-    refuse_longer([one.prepared for one in sets.values()], recipe.trainer.task, base.model)
+    virtual = getattr(recipe.method, "num_virtual_tokens", 0) if found.adapter is not None else 0
+    refuse_longer([one.prepared for one in sets.values()], recipe.trainer.task, base.model, virtual)
     digests = {name: sorted(map(row_digest, one.prepared.parsed)) for name, one in sets.items()}
     gates = recipe.eval.gates if found.adapter is not None else {}
     past = earlier(gates, digests, partial(command, recipe))

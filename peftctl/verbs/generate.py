@@ -19,6 +19,7 @@ from peftctl.methods import load
 from peftctl.models import base as models
 from peftctl.models.allocator import keep_memory
 from peftctl.models.head import DIFFUSION
+from peftctl.models.positions import room
 from peftctl.models.quiet import Say
 from peftctl.tasks.captioning import PictureEncoder
 from peftctl.tasks.classifying import Classifying
@@ -88,8 +89,7 @@ def classified(text: str, task: Classifying, loaded: models.Base) -> str:
         raise RunError("the text is empty", 'give one: `peftctl generate RUN "a text"`')
     network = loaded.model
     task = task if task.labels else replace(task, labels=list(network.config.id2label.values()))
-    longest = getattr(network.config, "max_position_embeddings", None) or 1 << 30
-    dataset = Dataset(train="nothing", max_length=longest, on_long="error")
+    dataset = Dataset(train="nothing", max_length=room(network) or 1 << 30, on_long="error")
     encoder = task.encoder(dataset, loaded.tokenizer, None)
     batch = task.collate(encoder.encode(task.asked(text, chat=False)), loaded.tokenizer.pad_token_id)
     with evaluating(network):

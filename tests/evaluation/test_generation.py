@@ -11,8 +11,9 @@ import torch
 
 from peftctl.data.encode import Encoder
 from peftctl.data.formats import Chat, Pair, Text
-from peftctl.errors import DataError
+from peftctl.errors import DataError, RunError
 from peftctl.evaluation.generation import continuations, generate, stop_ids
+from peftctl.models.positions import positions
 
 PROMPTS = ["b", "is it k!?", "a longer question, with more in it", "z!!"]
 
@@ -71,6 +72,16 @@ def test_the_mode_of_the_model_stays(model: Any, encoder: Encoder):
         assert model.training
     finally:
         model.eval()
+
+
+def test_answers_end_where_the_positions_do(encoder: Encoder):
+    model: Any = tiny.build("gpt2")
+    most = positions(model) or 0
+    ids = encoder.text_prompt("a" * (most - 3))
+    said = continuations(model, [ids], encoder, 10)[0]
+    assert len(said) <= 3
+    with pytest.raises(RunError, match=f"a prompt of {most} tokens, and GPT2LMHeadModel reads {most}, its answer"):
+        continuations(model, [encoder.text_prompt("a" * most)], encoder, 10)
 
 
 def test_prompts_end_where_the_answer_begins(encoder: Encoder):

@@ -21,7 +21,9 @@ from transformers import (
     RobertaModel,
 )
 
-from peftctl.models.positions import positions
+from peftctl.engine.attach import attach
+from peftctl.methods import METHODS
+from peftctl.models.positions import positions, room
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 MODELS: dict[str, Callable[[], Any]] = {
@@ -62,3 +64,14 @@ def test_so_many_can_be_read_and_one_more_cannot(name: str):
 @pytest.mark.parametrize("name", ["llama", "t5"])
 def test_others_have_no_such_limit(name: str):
     assert positions(tiny.build(name, 0)) is None
+    assert room(tiny.build(name, 0)) is None
+
+
+def test_virtual_tokens_take_room():
+    model = MODELS["bert"]().eval()
+    assert room(model) == 20
+    attach(model, METHODS["prompt"](num_virtual_tokens=8))
+    assert room(model) == 12
+    model(input_ids=torch.full((1, 12), 5), attention_mask=torch.ones(1, 12))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, 13), 5), attention_mask=torch.ones(1, 13))

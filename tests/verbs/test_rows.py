@@ -12,6 +12,7 @@ import peftctl
 from peftctl.data.dataset import Dataset
 from peftctl.data.prepare import prepare
 from peftctl.errors import DataError
+from peftctl.verbs.evaluate import evaluate
 from peftctl.verbs.rows import first
 
 
@@ -41,3 +42,7 @@ def test_rows_longer_than_the_model_reads_are_refused(tmp_path: Path):
         peftctl.train(prefix, output=tmp_path / "run")
     recipe["dataset"]["max_length"] = 128
     peftctl.train({**recipe, "trainer": {"steps": 1}}, output=tmp_path / "run")
+    short = {**prefix, "dataset": {**recipe["dataset"], "max_length": 120}, "trainer": {"steps": 1}}
+    run = peftctl.train(short, output=tmp_path / "short")["path"]
+    with pytest.raises(DataError, match="reads 128; set `max_length: 120`"):
+        evaluate(run, overrides=[f"dataset.eval={rows}", "dataset.max_length=128"])
