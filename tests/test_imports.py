@@ -15,6 +15,7 @@ ROOMS = [
     {"engine"},
     {"methods", "bundled"},
     {"models", "data"},
+    {"fast"},
     {"tasks"},
     {"evaluation"},
     {"training"},

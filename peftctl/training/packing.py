@@ -29,11 +29,13 @@ def choose(
     parts: Sequence[Part],
     seed: int,
     say: Callable[[str], None],
+    fast: bool = False,
 ) -> Packing | None:
     """How rows lie in this run, as `trainer.packing` asks; None when they are padded.
 
-    The same for the same run: nothing but the recipe, the rows and the model decide. Says why rows that would gain from
-    packing are padded. Raises RecipeError where `on` cannot be.
+    The same for the same run: nothing but the recipe, the rows and the model decide. `fast` is whether the model leaves
+    padding out by itself. Says why rows that would gain from packing are padded. Raises RecipeError where `on` cannot
+    be.
     """
     if trainer.packing == "off":
         return None
@@ -43,7 +45,7 @@ def choose(
             raise RecipeError(text, "leave it out: rows are padded then")
         return None
     network: Any = model
-    packing: Packing = "flat" if network.config._attn_implementation == "flash_attention_2" else "lines"
+    packing: Packing = "flat" if fast or network.config._attn_implementation == "flash_attention_2" else "lines"
     if trainer.packing == "auto" and not pays(trainer, model, rows, parts, seed, packing):
         return None
     why = obstacle(model, packing)

@@ -52,8 +52,11 @@ class Trainer(Block):
     """Largest norm of the whole gradient; null does not clip."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a quarter slower, far less memory."""
+    fast: Literal["auto", "off"] = "auto"
+    """Compute what the model computes by a faster way, where that is exact for this model, adapter and device, which is
+    tried out. `off`: as transformers does."""
     compile: bool = False
-    """Compile the model with torch.compile."""
+    """Compile the model with torch.compile, instead of the fast path."""
     eval_every: Count | None = None
     """Steps between evaluations on `dataset.eval`; once an epoch when left out."""
     save_every: Count | None = None

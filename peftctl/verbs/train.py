@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from peftctl.training.loop import train as loop
 from peftctl.training.memory import peak_memory
 from peftctl.training.packing import choose
 from peftctl.training.signals import Stop
+from peftctl.training.speed import quickened
 from peftctl.verbs import provenance
 from peftctl.verbs.events import Listen, silent, speaker
 from peftctl.verbs.facts import facts_of
@@ -66,7 +67,7 @@ def train(
     recipe = recipes.coerce(recipe)
     folder = RunFolder(output or recipe.output)
     keep_memory()
-    with Stop() as stop:
+    with Stop() as stop, ExitStack() as during:
         if not dry_run:
             refuse_foreign(folder, recipe, resume)
             folder.refuse_unwritable()
@@ -88,7 +89,9 @@ def train(
         refuse_longer([rows.train, *rows.eval.values()], rows.task, base.model, virtual)
         wanted = rows.task.trains(recipe.method, base, speaker(listen))
         method = start(base, wanted, rows.task, sample_of(recipe, base, rows), again, accelerator, listen)
-        packing = choose(recipe.trainer, base.model, rows.train.rows, rows.train.parts, recipe.seed, speaker(listen))
+        say = speaker(listen)
+        fast = during.enter_context(quickened(recipe.trainer, base.model, say))
+        packing = choose(recipe.trainer, base.model, rows.train.rows, rows.train.parts, recipe.seed, say, fast)
         plan = Plan.of(recipe, base, rows, folder.path, packing)
         plan.tell(listen, details=dry_run)
         if dry_run:

@@ -1,0 +1,149 @@
+"""Whether a model with its adapters can take the fast path: by its parts first, then by trying."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from peftctl.engine import hosts
+from peftctl.engine.adapter import Stack
+from peftctl.engine.inputs import evaluating
+from peftctl.fast.attention import Attention
+from peftctl.fast.block import AttentionBlock, GatedBlock, Norm
+from peftctl.fast.plain import Plain
+from peftctl.fast.trunk import Trunk, same
+
+PARTS = {
+    "": {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"},
+    "self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},
+    "mlp": {"gate_proj", "up_proj", "down_proj"},
+}
+"""The modules of a layer of Llama's kind; Qwen3's attention has `q_norm` and `k_norm` beside."""
+
+ACTIVATIONS: Mapping[str, Literal["silu", "gelu_tanh"]] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+"""Largest difference between hidden states that is rounding, relative to the largest."""
+
+
+class Unfit(Exception):
+    """Why a model cannot take the fast path."""
+
+
+def trunk_of(network: Any, kernels: Plain) -> Trunk:
+    """The fast trunk of a causal language model. Raises Unfit."""
+    model = getattr(network, getattr(network, "base_model_prefix", "") or "model", None)
+    kind = type(network).__name__
+    if model is None or not all(hasattr(model, part) for part in ("embed_tokens", "layers", "rotary_emb", "norm")):
+        raise Unfit(f"{kind} is not built as Llama is")
+    if "forward" in vars(model):
+        raise Unfit(f"the forward of {type(model).__name__} was replaced by somebody else")
+    if network.dtype not in ROUNDING:
+        raise Unfit(f"{network.dtype} is not supported".replace("torch.", ""))
+    config = model.config
+    if getattr(config, "attention_dropout", 0):
+        raise Unfit("dropout of attention probabilities")
+    activation = ACTIVATIONS.get(getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", ""))
+    if activation is None:
+        raise Unfit(f"activation `{getattr(config, 'hidden_act', None)}`")
+    layers = [
+        (attention_block(layer, config, kernels, f"layers.{i}"), gated_block(layer, activation, f"layers.{i}"))
+        for i, layer in enumerate(model.layers[: config.num_hidden_layers])
+    ]
+    linears = {host for layer in layers for block in layer for host in block.hosts}
+    refuse_others(model, linears)
+    return Trunk(model, model.forward, layers, kernels)
+
+
+def attention_block(layer: nn.Module, config: Any, kernels: Plain, place: str) -> AttentionBlock:
+    """The first half of `layer`. Raises Unfit."""
+    for part, wanted in PARTS.items():
+        inside = layer.get_submodule(part)
+        parts = dict(inside.named_children())
+        if isinstance(parts.get("adapters"), Stack):
+            raise Unfit(f"an adapter around `{place}.{part}`".replace(".`", "`"))
+        children = {name for name, child in parts.items() if any(True for _ in child.parameters())}
+        more = children - wanted - ({"q_norm", "k_norm"} if part == "self_attn" else set())
+        if more or not wanted <= children:
+            odd = ", ".join(f"`{name}`" for name in sorted(more or wanted - children))
+            raise Unfit(f"`{place}.{part}`: {'has' if more else 'lacks'} {odd}".replace(".`", "`"))
+    attention = cast(Any, layer.self_attn)
+    window = getattr(attention, "sliding_window", None if hasattr(config, "layer_types") else config_window(config))
+    norms = [norm(getattr(attention, name)) if hasattr(attention, name) else None for name in ("q_norm", "k_norm")]
+    return AttentionBlock(
+        norm(cast(nn.Module, layer.input_layernorm)),
+        *(linear(attention, name, place) for name in ("q_proj", "k_proj", "v_proj", "o_proj")),
+        width=attention.head_dim,
+        attention=Attention(kernels, float(attention.scaling), int(window or 0)),
+        q_norm=norms[0],
+        k_norm=norms[1],
+    )
+
+
+def gated_block(layer: nn.Module, activation: Literal["silu", "gelu_tanh"], place: str) -> GatedBlock:
+    """The second half."""
+    names = ("gate_proj", "up_proj", "down_proj")
+    after = norm(cast(nn.Module, layer.post_attention_layernorm))
+    return GatedBlock(after, *(linear(layer.mlp, name, place) for name in names), activation=activation)
+
+
+def linear(parent: Any, name: str, place: str) -> nn.Module:
+    """A linear that the fast path computes itself. Raises Unfit."""
+    module: nn.Module = getattr(parent, name)
+    if hosts.kind(module) not in ("Linear", "Linear4bit"):
+        raise Unfit(f"`{place}`: `{name}` is a {type(module).__name__}")
+    if hasattr(module, "_hf_hook"):
+        raise Unfit("parts of the model are on other devices")
+    return module
+
+
+def norm(module: nn.Module) -> Norm:
+    """An RMS norm by what it calls its epsilon. Raises Unfit."""
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if eps is None or getattr(module, "bias", None) is not None:
+        raise Unfit(f"{type(module).__name__} is no RMS norm")
+    return Norm(module, float(eps), 1.0 if "Gemma" in type(module).__name__ else 0.0)
+
+
+def config_window(config: Any) -> int | None:
+    """How far back a token sees, where a configuration has one number for all layers."""
+    return getattr(config, "sliding_window", None)
+
+
+def refuse_others(model: nn.Module, linears: set[nn.Module]) -> None:
+    """Raise Unfit for adapters and training elsewhere in the layers."""
+    for name, module in cast(nn.Module, model.layers).named_modules():
+        stack = module._modules.get("adapters")
+        if isinstance(stack, Stack) and module not in linears:
+            raise Unfit(f"an adapter around `layers.{name}`")
+    for name, parameter in own_parameters(cast(nn.Module, model.layers)):
+        if parameter.requires_grad:
+            raise Unfit(f"`layers.{name}` of the base is trained")
+
+
+def own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of the base."""
+    return ((name, p) for name, p in module.named_parameters() if "adapters." not in name)
+
+
+@torch.no_grad()
+def refuse_different(network: nn.Module, trunk: Trunk) -> None:
+    """Raise Unfit where the fast trunk computes something else than the model, on a few random tokens in two rows."""
+    generator = torch.Generator().manual_seed(0)
+    size = trunk.model.embed_tokens.num_embeddings
+    ids = torch.randint(size, (2, 12), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, 7:] = 0
+    with evaluating(network):
+        there = trunk.own(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        here: Tensor = trunk(input_ids=ids, attention_mask=mask).last_hidden_state
+    filled = mask.bool()
+    if not same(here[filled].float(), there[filled].float(), ROUNDING[there.dtype]):
+        raise Unfit(f"{type(network).__name__} computes something else than its parts tell")

@@ -1,0 +1,119 @@
+"""The pointwise parts of a decoder layer in torch's operations: what `kernels.cpp` computes, in one line each.
+
+They run on every device, and on a CPU where there is no compiler.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from peftctl.models.soft import soften
+
+Activation = Literal["silu", "gelu_tanh"]
+
+
+class Plain:
+    """Functions that write into what they are given where their names say so, and otherwise return new tensors."""
+
+    soften = staticmethod(soften)
+
+    @staticmethod
+    def norm(x: Tensor, weight: Tensor, eps: float, shift: float) -> tuple[Tensor, Tensor]:
+        """RMS norm of x [n, width]: x r (shift + weight), and r [n] = 1 / sqrt(mean(x^2) + eps), in float32.
+
+        Without a shift the product is rounded as Llama rounds it, with one as Gemma does.
+        """
+        exact = x.float()
+        inverse = torch.rsqrt(exact.square().mean(-1) + eps)
+        scaled = exact * inverse[:, None]
+        y = weight * scaled.to(x.dtype) if shift == 0 else (scaled * (shift + weight.float())).to(x.dtype)
+        return y, inverse
+
+    @staticmethod
+    def norm_backward(
+        dy: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, shift: float, residual: Tensor | None
+    ) -> Tensor:
+        """The gradient [n, width] of x, with `residual` added."""
+        d = dy.float() * (shift + weight.float())
+        unit = x.float() * inverse[:, None]
+        dx = (inverse[:, None] * (d - unit * (d * unit).mean(-1, keepdim=True))).to(x.dtype)
+        return dx if residual is None else dx.add_(residual)
+
+    @staticmethod
+    def gate(g: Tensor, u: Tensor, activation: Activation) -> Tensor:
+        """activation(g) u."""
+        return acted(g, activation).to(u.dtype) * u
+
+    @staticmethod
+    def gate_backward_(da: Tensor, g: Tensor, u: Tensor, activation: Activation) -> None:
+        """g and u become their gradients, da [n, width] what `gate` had returned."""
+        with torch.enable_grad():
+            exact = g.detach().float().clone().requires_grad_()
+            a = acted(exact, activation)
+        (dg,) = torch.autograd.grad(a, exact, da.float() * u.float())
+        a = a.detach()
+        du, out = da.float() * a, a.to(u.dtype) * u
+        for into, made in ((da, out), (g, dg), (u, du)):
+            into.copy_(made)
+
+    @staticmethod
+    def arrange(x: Tensor, index: Tensor, turn: tuple[Tensor, Tensor] | None, scale: float = 1.0) -> Tensor:
+        """Tokens [tokens, heads, width] as rows [n, heads, length, width], turned by (cos, sin) [tokens, width].
+
+        `index` [n, length] says which token stands where; -1 is padding, and zero.
+        """
+        if turn is not None:
+            cos, sin = (one[:, None].float() for one in turn)
+            low, high = x.float().chunk(2, dim=-1)
+            x = (x.float() * cos + torch.cat([-high, low], dim=-1) * sin).mul_(scale).to(x.dtype)
+        elif scale != 1:
+            x = x * scale
+        rows = x[index.clamp(min=0)].mul_((index >= 0)[..., None, None])
+        return rows.transpose(1, 2).contiguous()
+
+    @staticmethod
+    def restore_(
+        out: Tensor, rows: Tensor, index: Tensor, turn: tuple[Tensor, Tensor] | None, scale: float = 1.0
+    ) -> None:
+        """The way back, into `out` [tokens, heads, width]: the transpose of `arrange`, for tokens that stand once."""
+        there = index >= 0
+        tokens = index[there]
+        x = rows.transpose(1, 2)[there]
+        if turn is not None:
+            cos, sin = (one[tokens, None].float() for one in turn)
+            low, high = (x.float() * sin).chunk(2, dim=-1)
+            x = (x.float() * cos + torch.cat([high, -low], dim=-1)).mul_(scale).to(x.dtype)
+        elif scale != 1:
+            x = x * scale
+        out[tokens] = x
+
+    @staticmethod
+    def attend_(p: Tensor, queries: int, offset: int, window: int) -> None:
+        """Scores [n, rows, keys] become probabilities; rows are several heads' queries, one behind another.
+
+        Query i sees the keys up to offset + i, the last `window` of them if that is not 0.
+        """
+        p.masked_fill_(~visible(p, queries, offset, window), float("-inf"))
+        p.copy_(p.float().softmax(dim=-1))
+
+    @staticmethod
+    def attend_backward_(d: Tensor, p: Tensor, queries: int, offset: int, window: int) -> None:
+        """Gradients of the probabilities become those of the scores."""
+        exact = d.float()
+        d.copy_(p.float() * (exact - (exact * p.float()).sum(-1, keepdim=True)))
+
+
+def visible(p: Tensor, queries: int, offset: int, window: int) -> Tensor:
+    """Which keys each row of `p` sees [rows, keys]."""
+    last = offset + torch.arange(p.shape[1], device=p.device)[:, None] % queries
+    keys = torch.arange(p.shape[2], device=p.device)
+    return (keys <= last) & (keys > last - window) if window else keys <= last
+
+
+def acted(g: Tensor, activation: Activation) -> Tensor:
+    """In float32."""
+    return F.silu(g.float()) if activation == "silu" else F.gelu(g.float(), approximate="tanh")
