@@ -22,7 +22,7 @@ from peftctl.data.fitting import OnLong, Span, fit
 from peftctl.data.formats import Chat, Message, Pair, Parsed, Text
 from peftctl.data.masks import Stops, span_of, trained_messages, without
 from peftctl.data.places import OTHER_TEMPLATE
-from peftctl.data.spelling import Spelling, Tokens
+from peftctl.data.spelling import Spelling, Tokens, refuse_slow
 from peftctl.data.template import render
 from peftctl.data.turns import Turns
 from peftctl.errors import DataError
@@ -53,9 +53,7 @@ class Encoder:
 
         Raises DataError for a tokenizer that cannot do it.
         """
-        if not tokenizer.is_fast:
-            hint = "take a model with a `tokenizer.json`, or convert its tokenizer"
-            raise DataError("the tokenizer is a slow one: it does not tell which characters a token covers", hint)
+        refuse_slow(tokenizer)
         if template is None and tokenizer.eos_token_id is None:
             raise DataError("the tokenizer has no end token (`eos_token`) to train at the end of each text")
         self.tokenizer = tokenizer

@@ -32,6 +32,13 @@ class Render(Protocol):
     def __call__(self, messages: Sequence[Message], *, tools: Sequence[Any] | None) -> str: ...
 
 
+def refuse_slow(tokenizer: Any) -> None:
+    """Raise DataError for a tokenizer that does not tell which characters its tokens stand for."""
+    if not tokenizer.is_fast:
+        hint = "take a model with a `tokenizer.json`, or convert its tokenizer"
+        raise DataError("the tokenizer is a slow one: it does not tell which characters a token covers", hint)
+
+
 class Spelling:
     """Finds and tokenises the special tokens that a row's own texts spell, for one tokenizer and template.
 
@@ -39,6 +46,7 @@ class Spelling:
     """
 
     def __init__(self, tokenizer: Any, template: str | None, split: bool = True) -> None:
+        refuse_slow(tokenizer)
         self._tokenizer = tokenizer
         self.split = split
         self._specials = Specials(tokenizer, template)

@@ -23,6 +23,7 @@ from peftctl.data.fitting import OnLong
 from peftctl.data.formats import Chat, Example, Labelled, Pair
 from peftctl.data.reading import RowEncoder
 from peftctl.data.specials import Specials
+from peftctl.data.spelling import refuse_slow
 from peftctl.data.supervised import one_exchange
 from peftctl.data.template import special_ids
 from peftctl.engine.sample import IGNORED
@@ -91,6 +92,7 @@ class LabelEncoder:
     """Encodes texts with their labels."""
 
     def __init__(self, labels: Sequence[str], dataset: Dataset, tokenizer: Any) -> None:
+        refuse_slow(tokenizer)
         self.labels = list(labels)
         self.tokenizer, self.max_length = tokenizer, dataset.max_length
         self.on_long: OnLong = dataset.on_long

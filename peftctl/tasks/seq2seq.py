@@ -70,6 +70,9 @@ class Seq2Seq(Task):
     def encoder(self, dataset: Dataset, tokenizer: Any, template: str | None) -> RowEncoder:
         if dataset.on_long == "split":
             raise DataError("dataset.on_long: a source and its target are not split", "use `truncate` or `drop`")
+        if hasattr(tokenizer, "set_tgt_lang_special_tokens"):
+            text = "the tokenizer writes each language with a token of its own, and nothing says which targets are in"
+            raise DataError(text, "take a model without them, such as T5, mT5 or BART; mBART and NLLB are not trained")
         return SourceEncoder(self, dataset, tokenizer)
 
     def collate(self, rows: Sequence[Encoded], pad_id: int) -> Batch:

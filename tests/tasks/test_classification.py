@@ -18,6 +18,7 @@ from transformers import (
     BertConfig,
     BertModel,
     BertTokenizerFast,
+    CanineTokenizer,
     DistilBertConfig,
     DistilBertModel,
     GPT2Config,
@@ -190,6 +191,8 @@ def test_long_and_foreign_rows():
         encoded([{"text": "a", "label": "nope"}])
     with pytest.raises(DataError, match=r"rows\.jsonl:1: the text has no token"):
         encoded([{"text": "", "label": "no"}])
+    with pytest.raises(DataError, match="the tokenizer is a slow one"):
+        encoded([{"text": "a", "label": "no"}], CanineTokenizer())
 
 
 def test_rows_that_it_takes():

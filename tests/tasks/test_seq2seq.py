@@ -16,9 +16,11 @@ from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     BertConfig,
+    ByT5Tokenizer,
     DataCollatorForSeq2Seq,
     EncoderDecoderConfig,
     EncoderDecoderModel,
+    MBartTokenizer,
     MT5Config,
     MT5ForConditionalGeneration,
     T5Config,
@@ -171,6 +173,14 @@ def test_answers_are_to_the_source_that_is_trained():
     encoder = Seq2Seq().encoder(Dataset(train="rows.jsonl", max_length=4), tiny_chat.tokenizer(), None)
     [made] = encoded([row], max_length=4)
     assert encoder.prompt(Translated("f:1", **row)) == made.ids.tolist()[:4]
+
+
+def test_tokenizers_that_cannot_say_what_is_needed():
+    pieces = [(piece, -1.0) for piece in ("<s>", "<pad>", "</s>", "<unk>", "a")]
+    languages = MBartTokenizer(vocab=pieces, src_lang="en_XX", tgt_lang="de_DE")
+    for tokenizer, what in ((languages, "each language with a token of its own"), (ByT5Tokenizer(), "is a slow one")):
+        with pytest.raises(DataError, match=what):
+            Seq2Seq().encoder(Dataset(train="rows.jsonl"), tokenizer, None)
 
 
 def test_a_prefix_stands_before_every_source():
