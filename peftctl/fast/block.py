@@ -10,6 +10,7 @@ everything is, from x.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -116,43 +117,47 @@ def parameters_of(linears: list[PlainLinear]) -> list[nn.Parameter]:
 class AttentionBlock(Block):
     """The first half."""
 
-    q: nn.Module
-    k: nn.Module
-    v: nn.Module
+    into: tuple[nn.Module, ...]
+    """The linears of queries, keys and values, or one of all three (Phi-3)."""
     o: nn.Module
+    widths: tuple[int, int, int]
+    """Of all queries, keys and values of a token."""
     width: int
     """Of a head."""
     attention: Attention
+    turned: bool = True
+    """Whether positions turn queries and keys: SmolLM3 has layers where they do not."""
     q_norm: Norm | None = None
     k_norm: Norm | None = None
 
     @property
     def hosts(self) -> tuple[nn.Module, ...]:
-        return self.q, self.k, self.v, self.o
+        return *self.into, self.o
 
     def forward(self, x: Tensor, linears: list[PlainLinear], step: Step, keep: bool) -> tuple[Tensor, Any]:
         n, r = self.norm.forward(x, step.kernels)
-        (q, hq), (k, hk), (v, hv) = (one.forward(n, keep) for one in linears[:3])
-        q, k, v = (one.view(len(x), -1, self.width) for one in (q, k, v))
+        made, hs = zip(*(one.forward(n, keep) for one in linears[:-1]), strict=True)
+        q, k, v = (one.view(len(x), -1, self.width) for one in parted(made, self.widths))
         before = (q, k)
         (q, rq), (k, rk) = (headed(norm, one, step.kernels) for norm, one in ((self.q_norm, q), (self.k_norm, k)))
-        seen, kept = self.attention.forward(q, k, v, step.rows, step.turn)
+        seen, kept = self.attention.forward(q, k, v, step.rows, step.turn if self.turned else None)
         flat = seen.view(len(x), -1)
-        y, ho = linears[3].forward(flat, keep)
+        y, ho = linears[-1].forward(flat, keep)
         if not keep:
             return y.add_(x), None
-        return y.add_(x), (r, (hq, hk, hv), flat, ho, kept, before if self.q_norm else None, (rq, rk))
+        return y.add_(x), (r, hs, flat, ho, kept, before if self.q_norm else None, (rq, rk))
 
     def backward(self, dy: Tensor, x: Tensor, linears: list[PlainLinear], step: Step, kept: Any) -> tuple[Any, Any]:
         r, hs, flat, ho, inside, before, rs = kept
-        do, of_o = linears[3].backward(dy, ho), linears[3].gradients(dy, flat, ho)
-        keys = inside[0].k.shape[1]
-        dq, dk, dv = self.attention.backward(do.view(len(x), -1, self.width), inside, step.rows, step.turn, keys)
+        do, of_o = linears[-1].backward(dy, ho), linears[-1].gradients(dy, flat, ho)
+        turn, heads = step.turn if self.turned else None, inside[0].k.shape[1]
+        dq, dk, dv = self.attention.backward(do.view(len(x), -1, self.width), inside, step.rows, turn, heads)
         if before is not None:
             norms = zip((self.q_norm, self.k_norm), (dq, dk), before, rs, strict=True)
             dq, dk = (headed_backward(norm, d, one, r_, step.kernels) for norm, d, one, r_ in norms)
         n, _ = self.norm.forward(x, step.kernels)
-        dn, of_qkv = together(linears[:3], [d.view(len(x), -1) for d in (dq, dk, dv)], n, hs)
+        dys = joined([d.view(len(x), -1) for d in (dq, dk, dv)], len(self.into))
+        dn, of_qkv = together(linears[:-1], dys, n, hs)
         return (dn, r), [*of_qkv, *of_o]
 
 
@@ -160,29 +165,41 @@ class AttentionBlock(Block):
 class GatedBlock(Block):
     """The second half."""
 
-    gate: nn.Module
-    up: nn.Module
+    into: tuple[nn.Module, ...]
+    """The linears of the gate and of what goes through it, or one of both (Phi-3)."""
     down: nn.Module
     activation: Activation
 
     @property
     def hosts(self) -> tuple[nn.Module, ...]:
-        return self.gate, self.up, self.down
+        return *self.into, self.down
 
     def forward(self, x: Tensor, linears: list[PlainLinear], step: Step, keep: bool) -> tuple[Tensor, Any]:
         n, r = self.norm.forward(x, step.kernels)
-        (g, hg), (u, hu) = (one.forward(n, keep) for one in linears[:2])
-        y, hd = linears[2].forward(step.kernels.gate(g, u, self.activation), keep)
-        return y.add_(x), (r, g, u, (hg, hu), hd) if keep else None
+        made, hs = zip(*(one.forward(n, keep) for one in linears[:-1]), strict=True)
+        half = sum(one.shape[1] for one in made) // 2
+        g, u = parted(made, (half, half))
+        y, hd = linears[-1].forward(step.kernels.gate(g, u, self.activation), keep)
+        return y.add_(x), (r, g, u, hs, hd) if keep else None
 
     def backward(self, dy: Tensor, x: Tensor, linears: list[PlainLinear], step: Step, kept: Any) -> tuple[Any, Any]:
         r, g, u, hs, hd = kept
-        inside = linears[2].backward(dy, hd)
+        inside = linears[-1].backward(dy, hd)
         step.kernels.gate_backward_(inside, g, u, self.activation)
-        of_down = linears[2].gradients(dy, inside, hd)
+        of_down = linears[-1].gradients(dy, inside, hd)
         n, _ = self.norm.forward(x, step.kernels)
-        dn, of_gated = together(linears[:2], (g, u), n, hs)
+        dn, of_gated = together(linears[:-1], joined([g, u], len(self.into)), n, hs)
         return (dn, r), [*of_gated, *of_down]
+
+
+def parted(made: Sequence[Tensor], widths: Sequence[int]) -> Sequence[Tensor]:
+    """What several linears made, or one in their place [tokens, sum of widths]."""
+    return made if len(made) > 1 else [part.contiguous() for part in made[0].split(widths, dim=1)]
+
+
+def joined(gradients: list[Tensor], linears: int) -> list[Tensor]:
+    """The way back."""
+    return gradients if linears > 1 else [torch.cat(gradients, dim=1)]
 
 
 def headed(norm: Norm | None, x: Tensor, kernels: Plain) -> tuple[Tensor, Tensor | None]:

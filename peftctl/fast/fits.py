@@ -16,12 +16,12 @@ from peftctl.fast.block import AttentionBlock, GatedBlock, Norm
 from peftctl.fast.plain import Plain
 from peftctl.fast.trunk import Trunk, same
 
-PARTS = {
-    "": {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"},
-    "self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},
-    "mlp": {"gate_proj", "up_proj", "down_proj"},
-}
-"""The modules of a layer of Llama's kind; Qwen3's attention has `q_norm` and `k_norm` beside."""
+LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+"""The modules of a layer of Llama's kind."""
+
+ATTENTION = (("q_proj", "k_proj", "v_proj"), ("qkv_proj",))
+GATED = (("gate_proj", "up_proj"), ("gate_up_proj",))
+"""Its linears by name; Phi-3 has one in the place of several."""
 
 ACTIVATIONS: Mapping[str, Literal["silu", "gelu_tanh"]] = {
     "silu": "silu",
@@ -57,6 +57,7 @@ def trunk_of(network: Any, kernels: Plain) -> Trunk:
         (attention_block(layer, config, kernels, f"layers.{i}"), gated_block(layer, activation, f"layers.{i}"))
         for i, layer in enumerate(model.layers[: config.num_hidden_layers])
     ]
+    refuse_positions(model, layers[0][0].width)
     linears = {host for layer in layers for block in layer for host in block.hosts}
     refuse_others(model, linears)
     return Trunk(model, model.forward, layers, kernels)
@@ -64,34 +65,58 @@ def trunk_of(network: Any, kernels: Plain) -> Trunk:
 
 def attention_block(layer: nn.Module, config: Any, kernels: Plain, place: str) -> AttentionBlock:
     """The first half of `layer`. Raises Unfit."""
-    for part, wanted in PARTS.items():
-        inside = layer.get_submodule(part)
-        parts = dict(inside.named_children())
-        if isinstance(parts.get("adapters"), Stack):
-            raise Unfit(f"an adapter around `{place}.{part}`".replace(".`", "`"))
-        children = {name for name, child in parts.items() if any(True for _ in child.parameters())}
-        more = children - wanted - ({"q_norm", "k_norm"} if part == "self_attn" else set())
-        if more or not wanted <= children:
-            odd = ", ".join(f"`{name}`" for name in sorted(more or wanted - children))
-            raise Unfit(f"`{place}.{part}`: {'has' if more else 'lacks'} {odd}".replace(".`", "`"))
+    refuse_parts(layer, LAYER, place)
     attention = cast(Any, layer.self_attn)
+    into = next((names for names in ATTENTION if hasattr(attention, names[0])), ATTENTION[0])
+    norms = {name: norm(getattr(attention, name)) for name in ("q_norm", "k_norm") if hasattr(attention, name)}
+    refuse_parts(attention, {*into, "o_proj", *norms}, f"{place}.self_attn")
+    width = attention.head_dim
+    keys = width * config.num_key_value_heads
     window = getattr(attention, "sliding_window", None if hasattr(config, "layer_types") else config_window(config))
-    norms = [norm(getattr(attention, name)) if hasattr(attention, name) else None for name in ("q_norm", "k_norm")]
     return AttentionBlock(
         norm(cast(nn.Module, layer.input_layernorm)),
-        *(linear(attention, name, place) for name in ("q_proj", "k_proj", "v_proj", "o_proj")),
-        width=attention.head_dim,
+        into=tuple(linear(attention, name, place) for name in into),
+        o=linear(attention, "o_proj", place),
+        widths=(width * config.num_attention_heads, keys, keys),
+        width=width,
         attention=Attention(kernels, float(attention.scaling), int(window or 0)),
-        q_norm=norms[0],
-        k_norm=norms[1],
+        turned=bool(getattr(attention, "use_rope", True)),
+        q_norm=norms.get("q_norm"),
+        k_norm=norms.get("k_norm"),
     )
 
 
 def gated_block(layer: nn.Module, activation: Literal["silu", "gelu_tanh"], place: str) -> GatedBlock:
-    """The second half."""
-    names = ("gate_proj", "up_proj", "down_proj")
+    """The second half. Raises Unfit."""
+    mlp = cast(nn.Module, layer.mlp)
+    into = next((names for names in GATED if hasattr(mlp, names[0])), GATED[0])
+    refuse_parts(mlp, {*into, "down_proj"}, f"{place}.mlp")
+    linears = tuple(linear(mlp, name, place) for name in into)
     after = norm(cast(nn.Module, layer.post_attention_layernorm))
-    return GatedBlock(after, *(linear(layer.mlp, name, place) for name in names), activation=activation)
+    return GatedBlock(after, into=linears, down=linear(mlp, "down_proj", place), activation=activation)
+
+
+def refuse_parts(module: nn.Module, wanted: set[str], place: str) -> None:
+    """Raise Unfit for a module that has other parts than those wanted, among what has parameters."""
+    parts = dict(module.named_children())
+    if isinstance(parts.get("adapters"), Stack):
+        raise Unfit(f"an adapter around `{place}`")
+    have = {name for name, part in parts.items() if any(True for _ in part.parameters())}
+    if have != wanted:
+        odd = have - wanted or wanted - have
+        what = "has" if have - wanted else "lacks"
+        raise Unfit(f"`{place}` {what} {', '.join(f'`{name}`' for name in sorted(odd))}")
+
+
+def refuse_positions(model: Any, width: int) -> None:
+    """Raise Unfit where positions do not turn the whole of every head by angles that are all layers' own."""
+    try:
+        x = torch.zeros(1, 2, model.config.hidden_size, dtype=model.dtype)
+        cos, sin = model.rotary_emb(x, torch.arange(2)[None])
+    except (TypeError, ValueError) as error:
+        raise Unfit(f"positions of another kind: {type(model.rotary_emb).__name__}") from error
+    if not cos.shape == sin.shape == (1, 2, width):
+        raise Unfit("positions turn a part of each head")
 
 
 def linear(parent: Any, name: str, place: str) -> nn.Module:

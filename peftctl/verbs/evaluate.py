@@ -33,6 +33,7 @@ from peftctl.models.allocator import keep_memory
 from peftctl.models.quiet import Say
 from peftctl.recipe import Recipe
 from peftctl.training import filesystem, storage
+from peftctl.training.speed import quickened
 from peftctl.verbs import provenance
 from peftctl.verbs.asked import Asked, command, settings, unmeasured_gates
 from peftctl.verbs.events import Listen, silent, speaker, ticker
@@ -161,14 +162,16 @@ def measured(
     listen: Listen,
 ) -> None:
     """Adds to `seen` what the model, as it is now, makes of every eval set."""
-    for one, (_, encoder, rows, rejected, encoded) in sets.items():
-        tick = ticker(listen, f"evaluating the {name}" + (f" on {one}" if one else ""))
-        pad, task = base.tokenizer.pad_token_id, recipe.trainer.task.judged
-        if recipe.eval.needs("pictures"):
-            silence = [None] * len(rows)
-            seen[one][name] = Seen(errors=errors(base.model, task, encoded, pad, tick), answers=silence, said=silence)
-            continue
-        seen[one][name] = measure(base.model, task, rows, encoder, recipe.eval, pad, tick, rejected)
+    pad, task = base.tokenizer.pad_token_id, recipe.trainer.task.judged
+    with quickened(recipe.trainer, base.model, lambda why: None):
+        for one, (_, encoder, rows, rejected, encoded) in sets.items():
+            tick = ticker(listen, f"evaluating the {name}" + (f" on {one}" if one else ""))
+            if recipe.eval.needs("pictures"):
+                silence = [None] * len(rows)
+                found = errors(base.model, task, encoded, pad, tick)
+                seen[one][name] = Seen(errors=found, answers=silence, said=silence)
+                continue
+            seen[one][name] = measure(base.model, task, rows, encoder, recipe.eval, pad, tick, rejected)
 
 
 def figures_record(sheets: Mapping[str, Sheet], names: Sequence[str]) -> dict[str, Any]:

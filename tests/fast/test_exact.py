@@ -53,6 +53,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "biases": lambda: small("Qwen2"),
     "head-norms": lambda: small("Qwen3"),
     "gemma": lambda: small("Gemma", hidden_activation="gelu_pytorch_tanh"),
+    "fused": lambda: small("Phi3"),
+    "unturned": lambda: small("SmolLM3", no_rope_layer_interval=2),
 }
 
 METHODS = {
@@ -68,6 +70,7 @@ METHODS = {
     "prompt": Prompt(num_virtual_tokens=3),
 }
 
+PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 LAYOUTS = (None, "lines", "flat")
 LENGTHS = (9, 4, 14, 1, 11, 8)
 
@@ -240,10 +243,11 @@ def test_what_is_called_otherwise_takes_the_models_own_way() -> None:
     ("build_it", "method", "why"),
     [
         (lambda: build("gpt2"), LoRA(r=2), "is not built as Llama is"),
-        (lambda: build("mixtral"), LoRA(r=2, target_modules=["q_proj"]), "`layers.0.mlp`: has `experts`, `gate`"),
+        (lambda: build("mixtral"), LoRA(r=2, target_modules=["q_proj"]), "`layers.0.mlp` has `experts`, `gate`"),
         (lambda: small("Gemma2"), LoRA(r=2), "has `post_feedforward_layernorm`, `pre_feedforward_layernorm`"),
         (lambda: small("Llama", attention_dropout=0.1), LoRA(r=2), "dropout of attention probabilities"),
         (lambda: build("llama"), Layers(modules=["model.layers.1"]), "adapter around"),
+        (lambda: small("Phi3", rope_parameters=PARTIAL), LoRA(r=2), "a part of each head"),
         (lambda: small("Granite", residual_multiplier=0.5), LoRA(r=2), "computes something else"),
     ],
 )
