@@ -1,13 +1,14 @@
 # make quickstart   the main job on a real model: train, evaluate, merge, export
 # make test         the tests, without network or GPU
 # make check        style, types, the direction of imports
+# make bench        peftctl and its peers side by side on a CPU, for hours: benchmarks/results
 # Each makes .venv when it is missing.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test test-slow check clean
+.PHONY: quickstart test test-slow check bench clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -31,6 +32,9 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest tests/test_imports.py
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.bench
 
 clean:
 	rm -rf .venv build dist runs
