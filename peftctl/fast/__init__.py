@@ -15,22 +15,24 @@ from torch import nn
 from peftctl.fast.compiled import available
 from peftctl.fast.fits import Unfit, refuse_different, trunk_of
 from peftctl.fast.plain import Plain
+from peftctl.fast.trunk import Trunk
 
 __all__ = ["faster"]
 
 
 @contextmanager
-def faster(model: nn.Module, say: Callable[[str], None]) -> Iterator[bool]:
+def faster(model: nn.Module, say: Callable[[str], None]) -> Iterator[Trunk | None]:
     """The fast path inside this context, where `model` with its active adapters can take it; says why where not.
 
-    Yields whether it does. The model's own forward is back afterwards.
+    Yields what stands for the model's own forward, which is back afterwards.
     """
     network: Any = model
     if network.device.type != "cpu":
-        yield False  # there, transformers' attention has kernels of its own
+        yield None  # there, transformers' attention has kernels of its own
         return
     kernels = available()
     vars(model)["soften"] = (kernels or Plain()).soften
+    trunk: Trunk | None = None
     try:
         trunk = trunk_of(network, kernels or Plain())
         refuse_different(model, trunk)
@@ -40,7 +42,7 @@ def faster(model: nn.Module, say: Callable[[str], None]) -> Iterator[bool]:
     if trunk is not None:
         vars(trunk.model)["forward"] = update_wrapper(partial(trunk), trunk.own)
     try:
-        yield trunk is not None
+        yield trunk
     finally:
         del vars(model)["soften"]
         if trunk is not None:

@@ -194,7 +194,7 @@ class GatedBlock(Block):
 
 def parted(made: Sequence[Tensor], widths: Sequence[int]) -> Sequence[Tensor]:
     """What several linears made, or one in their place [tokens, sum of widths]."""
-    return made if len(made) > 1 else [part.contiguous() for part in made[0].split(widths, dim=1)]
+    return made if len(made) > 1 else [part.contiguous() for part in torch.split(made[0], list(widths), dim=1)]
 
 
 def joined(gradients: list[Tensor], linears: int) -> list[Tensor]:

@@ -74,7 +74,7 @@ class Compiled(Plain):
     def attend_backward_(self, d: Tensor, p: Tensor, queries: int, offset: int, window: int) -> None:  # type: ignore[override]
         self.call("attend_backward", d, p, *p.shape, queries, offset, window)
 
-    def soften(self, logits: Tensor, labels: Tensor, cap: float | None, residual: bool) -> Tensor:  # type: ignore[override]
+    def soften(self, logits: Tensor, labels: Tensor, cap: float | None, residual: bool) -> Tensor:
         logps = logits.new_empty(len(logits), dtype=torch.float32)
         self.call("soften", logits, labels, logps, *logits.shape, cap or 0.0, int(residual))
         return logps
@@ -121,8 +121,8 @@ def library(compiler: str) -> Path:
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
         half, whole = Path(folder, "kernels.o"), Path(folder, name)
-        for command in ([compiler, *COMPILE, "-c", SOURCE, "-o", half], [compiler, "-shared", half, "-o", whole]):
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
+        for command in ([*COMPILE, "-c", str(SOURCE), "-o", str(half)], ["-shared", str(half), "-o", str(whole)]):
+            subprocess.run([compiler, *command], check=True, capture_output=True, timeout=120)
         whole.replace(kept)
     return kept
 

@@ -14,6 +14,7 @@ from peftctl.engine.inputs import evaluating
 from peftctl.fast.attention import Attention
 from peftctl.fast.block import AttentionBlock, GatedBlock, Norm
 from peftctl.fast.plain import Plain
+from peftctl.fast.remembered import Remembered
 from peftctl.fast.trunk import Trunk, same
 
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -50,9 +51,10 @@ def trunk_of(network: Any, kernels: Plain) -> Trunk:
     config = model.config
     if getattr(config, "attention_dropout", 0):
         raise Unfit("dropout of attention probabilities")
-    activation = ACTIVATIONS.get(getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", ""))
+    named = str(getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None))
+    activation = ACTIVATIONS.get(named)
     if activation is None:
-        raise Unfit(f"activation `{getattr(config, 'hidden_act', None)}`")
+        raise Unfit(f"activation `{named}`")
     layers = [
         (attention_block(layer, config, kernels, f"layers.{i}"), gated_block(layer, activation, f"layers.{i}"))
         for i, layer in enumerate(model.layers[: config.num_hidden_layers])
@@ -60,7 +62,7 @@ def trunk_of(network: Any, kernels: Plain) -> Trunk:
     refuse_positions(model, layers[0][0].width)
     linears = {host for layer in layers for block in layer for host in block.hosts}
     refuse_others(model, linears)
-    return Trunk(model, model.forward, layers, kernels)
+    return Trunk(model, model.forward, layers, kernels, Remembered(config.hidden_size, network.dtype))
 
 
 def attention_block(layer: nn.Module, config: Any, kernels: Plain, place: str) -> AttentionBlock:

@@ -44,6 +44,8 @@ class Rows:
     groups: tuple[Group, ...]
     shared: int
     """Tokens of the common beginning; they are computed first."""
+    spans: list[tuple[int, int]]
+    """Begin and end of every row in the batch."""
 
     @property
     def beginning(self) -> Group:
@@ -119,7 +121,7 @@ def arranged(
     starts[:first] = found[0][0]
     places = torch.tensor(source, device=device)
     positions = (places - starts)[None]
-    return Rows(places, torch.tensor(target, device=device), positions, groups, first)
+    return Rows(places, torch.tensor(target, device=device), positions, groups, first, found)
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from peftctl.engine.adapter import Stack
 from peftctl.fast.block import AttentionBlock, Block, GatedBlock, Step
 from peftctl.fast.plain import Plain
-from peftctl.fast.rows import arranged
+from peftctl.fast.remembered import Remembered
+from peftctl.fast.rows import Rows, arranged
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Trunk:
     own: Callable[..., Any]
     layers: Sequence[tuple[AttentionBlock, GatedBlock]]
     kernels: Plain
+    remembered: Remembered
+    """What came out of the layers below `trained`."""
 
     def __call__(
         self,
@@ -51,16 +54,60 @@ class Trunk:
             rows = arranged(input_ids, attention_mask, position_ids, shape, share=not self.random())
         if rows is None or read is None:
             return self.own(**given, past_key_values=past_key_values, use_cache=use_cache, **kwargs)
-        chosen = read.flatten(0, 1)[rows.source]
-        x: Tensor = self.model.embed_tokens(chosen) if inputs_embeds is None else chosen
+        kept = None if input_ids is None else self.recalled(input_ids, rows)
+        if kept is not None:
+            x = kept
+        else:
+            chosen = read.flatten(0, 1)[rows.source]
+            x = self.model.embed_tokens(chosen) if inputs_embeds is None else chosen
+        x = self.through(x, rows, self.trained if kept is not None else 0, len(self.layers))
+        hidden = self.model.norm(x)[rows.target].view(*shape, -1)
+        return BaseModelOutputWithPast(last_hidden_state=hidden)
+
+    def through(self, x: Tensor, rows: Rows, first: int, last: int) -> Tensor:
+        """Hidden states [tokens, width] after the layers from `first` up to `last`."""
         cos, sin = self.model.rotary_emb(x, rows.positions)
         recompute = bool(getattr(self.model, "gradient_checkpointing", False)) and self.model.training
         step = Step(rows, (cos[0].contiguous(), sin[0].contiguous()), self.kernels, recompute)
-        for layer in self.layers:
+        for layer in self.layers[first:last]:
             for block in layer:
                 x = cast(Block, block)(x.contiguous(), step)
-        hidden = self.model.norm(x)[rows.target].view(*shape, -1)
-        return BaseModelOutputWithPast(last_hidden_state=hidden)
+        return x
+
+    @property
+    def trained(self) -> int:
+        """The first layer with adapters; 0 where something before the layers is trained."""
+        if any(p.requires_grad for p in self.model.embed_tokens.parameters()):
+            return 0
+        adapted = (any("adapters" in host._modules for block in layer for host in block.hosts) for layer in self.layers)
+        return next((i for i, one in enumerate(adapted) if one), 0)
+
+    def room(self, tokens: int) -> bool:
+        """Whether what comes out of the lower layers can be kept for so many tokens."""
+        return self.remembered.room(tokens)
+
+    @torch.no_grad()
+    def remember(self, ids: Tensor, mask: Tensor) -> None:
+        """Keep what the lower layers make of the rows of a batch, `ids` and `mask` [rows, width]."""
+        rows = arranged(ids, mask, None, ids.shape, share=False)
+        if rows is None:
+            return
+        x = self.through(self.model.embed_tokens(ids.flatten()[rows.source]), rows, 0, self.trained)
+        for a, b in rows.spans:
+            self.remembered.keep(ids.flatten()[a:b], x[rows.target[a:b]])
+
+    def recalled(self, ids: Tensor, rows: Rows) -> Tensor | None:
+        """What was kept of the tokens that are computed; None where a row is missing."""
+        if not self.remembered.places:
+            return None
+        flat = ids.flatten()
+        found = [self.remembered.find(flat[a:b]) for a, b in rows.spans]
+        if any(one is None for one in found):
+            return None
+        whole = torch.empty(len(flat), self.remembered.width, dtype=self.remembered.dtype)
+        for (a, b), one in zip(rows.spans, found, strict=True):
+            whole[a:b] = cast(Tensor, one)
+        return whole[rows.source]
 
     def by_row(self) -> bool:
         """Whether the rows of a batch have adapters of their own."""

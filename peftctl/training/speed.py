@@ -3,21 +3,66 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
+from peftctl.data.encode import Encoded
+from peftctl.data.survey import Meter
+from peftctl.tasks.task import Task
 from peftctl.training.trainer import Trainer
+
+ROWS = 25
+"""Rows whose hidden states are computed at once."""
+
+
+class Fast(Protocol):
+    """What stands for a model's own forward."""
+
+    @property
+    def trained(self) -> int:
+        """The first layer with adapters."""
+
+    def room(self, tokens: int) -> bool:
+        """Whether what comes out of the layers below it can be kept for so many tokens."""
+
+    def remember(self, ids: Tensor, mask: Tensor) -> None:
+        """Keep it, of a batch [rows, width]."""
 
 
 @contextmanager
-def quickened(trainer: Trainer, model: nn.Module, say: Callable[[str], None]) -> Iterator[bool]:
-    """Let `model` take the fast path inside this context, where it is exact; yields whether it does."""
+def quickened(trainer: Trainer, model: nn.Module, say: Callable[[str], None]) -> Iterator[Fast | None]:
+    """Let `model` take the fast path inside this context, where it is exact; yields what it takes, if it does."""
     if trainer.fast == "off" or trainer.compile or importlib.util.find_spec("peftctl.fast") is None:
-        yield False
+        yield None
         return
     from peftctl.fast import faster
 
     with faster(model, say) as fast:
         yield fast
+
+
+def remember(
+    fast: Fast | None,
+    task: Task,
+    sets: Sequence[Sequence[Encoded]],
+    pad_id: int,
+    tick: Meter,
+    say: Callable[[str], None],
+) -> None:
+    """Compute once what the layers below the first that is trained make of the rows of `sets`, and keep it.
+
+    The rows go in order of their lengths: what is kept does not depend on the order of training.
+    """
+    tokens = sum(len(row) for rows in sets for row in rows)
+    if fast is None or not fast.trained or not fast.room(tokens):
+        return
+    say(f"{fast.trained} layers lie below the first that is trained: what they make of the rows is computed once")
+    for rows in sets:
+        ordered = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        for start in range(0, len(rows), ROWS):
+            batch = task.collate([rows[i] for i in ordered[start : start + ROWS]], pad_id)
+            fast.remember(batch["input_ids"], batch["attention_mask"])
+            tick("computed", min(start + ROWS, len(rows)), len(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from peftctl import recipe as recipes
-from peftctl.data.batches import Packing
+from peftctl.data.batches import Packing, rows_per_epoch
 from peftctl.engine.disk import save
 from peftctl.engine.method import Method
 from peftctl.errors import RunError
@@ -30,7 +31,7 @@ from peftctl.training.loop import train as loop
 from peftctl.training.memory import peak_memory
 from peftctl.training.packing import choose
 from peftctl.training.signals import Stop
-from peftctl.training.speed import quickened
+from peftctl.training.speed import quickened, remember
 from peftctl.verbs import provenance
 from peftctl.verbs.events import Listen, silent, speaker
 from peftctl.verbs.facts import facts_of
@@ -91,11 +92,14 @@ def train(
         method = start(base, wanted, rows.task, sample_of(recipe, base, rows), again, accelerator, listen)
         say = speaker(listen)
         fast = during.enter_context(quickened(recipe.trainer, base.model, say))
-        packing = choose(recipe.trainer, base.model, rows.train.rows, rows.train.parts, recipe.seed, say, fast)
+        packing = choose(recipe.trainer, base.model, rows.train.rows, rows.train.parts, recipe.seed, say, bool(fast))
         plan = Plan.of(recipe, base, rows, folder.path, packing)
         plan.tell(listen, details=dry_run)
         if dry_run:
             return {"path": str(folder.path), **plan.record()}
+        if plan.steps > math.ceil(rows_per_epoch(rows.train.parts) / recipe.trainer.batch_size):  # rows are seen again
+            sets = [rows.task.rows(part, base) for part in (rows.train, *rows.eval.values())]
+            remember(fast, rows.task, sets, base.tokenizer.pad_token_id, meter(stop, listen), say)
         with folder.locked() if accelerator.is_main_process else nullcontext():
             progress = run(recipe, base, method, rows, packing, folder, resume, accelerator, stop, listen)
         seconds = time.perf_counter() - started
