@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftctl.config.block import Fraction, Positive
-from peftctl.tasks.preference import Preferring, Scores, reference, scores, watched
+from peftctl.tasks.preference import Preferring, watched
+from peftctl.tasks.scores import Scores, reference_scores, scores
 from peftctl.tasks.task import register
 
 
@@ -48,9 +49,7 @@ class DPO(Preferring):
             raise ValueError("label_smoothing: at a half and above, worse would be better; hint: swap the answers")
 
     def figures(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with reference(model) as start:
-            frozen = scores(start, batch)
-        policy = scores(model, batch)
+        frozen, policy = reference_scores(model, batch), scores(model, batch)
         return {"loss": self.losses(policy, frozen), **watched(self.rewards(policy, frozen))}
 
     def losses(self, policy: Scores, reference: Scores) -> Tensor:

@@ -11,7 +11,7 @@ training started from, on the same weights.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import ClassVar, overload
@@ -29,9 +29,13 @@ from peftctl.data.reading import Reading
 from peftctl.engine.sample import IGNORED
 from peftctl.errors import DataError
 from peftctl.models.base import Base
-from peftctl.tasks.preference import PairEncoder, ended, reference, scores
+from peftctl.tasks.preference import PairEncoder, ended
+from peftctl.tasks.scores import keep_reference, reference_scores, scores
 from peftctl.tasks.sft import SFT
 from peftctl.tasks.task import Batch, Task, register
+
+READ = ("input_ids", "attention_mask", "labels")
+"""What a model reads of a batch, and what is trained of it."""
 
 BAD = (0, 0)
 """The span that marks the row of a bad answer, before its others."""
@@ -83,6 +87,9 @@ class KTO(Task):
             batch = {name: tensor.expand(2, -1) for name, tensor in batch.items()}
         return {**batch, "good": torch.tensor([isinstance(row, Answer) and row.good for row in rows] or [False])}
 
+    def once(self, model: nn.Module, batches: Iterable[Batch]) -> None:
+        keep_reference(model, ({name: batch[name] for name in READ} for batch in batches))
+
     def weight(self, row: Encoded) -> int:
         """Every answer counts the same."""
         return 1
@@ -90,15 +97,13 @@ class KTO(Task):
     def ahead(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`divergence`: log p(y') - log p_ref(y'); `share_good`: how many answers are good; summed over the batch."""
         _, others = halves(batch)
-        with reference(model) as start:
-            frozen = scores(start, others)
+        frozen = reference_scores(model, others)
         return {"divergence": (scores(model, others).logps - frozen.logps).sum(), "share_good": batch["good"].sum()}
 
     def sums(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`chosen_reward` and `rejected_reward` add up to means over good and over bad answers, 0 without any."""
         own, _ = halves(batch)
-        with reference(model) as start:
-            frozen = scores(start, own)
+        frozen = reference_scores(model, own)
         ratios = scores(model, own).logps - frozen.logps
         real = (own["labels"] != IGNORED).any(dim=1)
         good, bad = (real * one for one in (batch["good"], ~batch["good"]))
@@ -221,6 +226,5 @@ def with_answer(prompt: array[int], other: Encoded, longest: int) -> Encoded:
 
 def halves(batch: Mapping[str, Tensor]) -> tuple[Batch, Batch]:
     """The answers of a batch, and those to other prompts, as batches of sequences."""
-    names = ("input_ids", "attention_mask", "labels")
-    own, others = zip(*(batch[name].chunk(2) for name in names), strict=True)
-    return dict(zip(names, own, strict=True)), dict(zip(names, others, strict=True))
+    own, others = zip(*(batch[name].chunk(2) for name in READ), strict=True)
+    return dict(zip(READ, own, strict=True)), dict(zip(READ, others, strict=True))

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftctl.config.block import Positive
-from peftctl.tasks.preference import Preferring, Scores, scores, watched
+from peftctl.tasks.preference import Preferring, watched
+from peftctl.tasks.scores import Scores, scores
 from peftctl.tasks.task import register
 
 

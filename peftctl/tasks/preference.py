@@ -7,12 +7,10 @@ last token that is trained; an empty span marks where the second begins.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from peftctl.data.batches import collate
@@ -21,26 +19,11 @@ from peftctl.data.encode import Encoded, Encoder
 from peftctl.data.formats import Example, Preference
 from peftctl.data.preferred import chosen, preference, rejected
 from peftctl.data.reading import Reading
-from peftctl.engine.attach import acting, methods
-from peftctl.engine.inputs import evaluating
 from peftctl.engine.sample import IGNORED
 from peftctl.errors import DataError
+from peftctl.tasks.scores import keep_reference
 from peftctl.tasks.sft import SFT
-from peftctl.tasks.task import REFERENCE, Batch, Task
-
-
-class Scores(NamedTuple):
-    """How probable a model finds answers."""
-
-    logps: Tensor
-    """Log-probability [answers] of the trained tokens together, in nats."""
-    tokens: Tensor
-    """How many they are [answers]."""
-
-    @property
-    def mean(self) -> Tensor:
-        """Log-probability per token [answers]."""
-        return self.logps / self.tokens.clamp(min=1)
+from peftctl.tasks.task import Batch, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +58,10 @@ class Preferring(Task):
     def weight(self, row: Encoded) -> int:
         """Every pair counts the same."""
         return 1
+
+    def once(self, model: nn.Module, batches: Iterable[Batch]) -> None:
+        if self.needs_base:
+            keep_reference(model, batches)
 
     def figures(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`loss` and what else there is to watch, of every pair [pairs]."""
@@ -148,14 +135,6 @@ def parted(row: Encoded) -> tuple[Encoded, Encoded]:
     return Encoded(row.ids[:start], row.spans[:middle]), Encoded(row.ids[start:], second)
 
 
-def scores(model: nn.Module, batch: Mapping[str, Tensor]) -> Scores:
-    """How probable `model` finds the trained tokens of each sequence of a batch."""
-    each = SFT().logps(model, batch)
-    tokens = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
-    row = torch.arange(len(tokens), device=tokens.device).repeat_interleave(tokens)
-    return Scores(each.new_zeros(len(tokens)).index_add(0, row, each), tokens)
-
-
 def watched(rewards: Tensor) -> dict[str, Tensor]:
     """How the rewards of answers [2 pairs], the better ones first, lie to each other: to watch, per pair."""
     better, worse = rewards.detach().chunk(2)
@@ -165,14 +144,3 @@ def watched(rewards: Tensor) -> dict[str, Tensor]:
         "chosen_reward": better,
         "rejected_reward": worse,
     }
-
-
-@contextmanager
-def reference(model: nn.Module) -> Iterator[nn.Module]:
-    """The model as it was when training started: the base, with the adapter that the run started from, no dropout.
-
-    Yields it without what wraps it for several processes, which have nothing to tell each other here.
-    """
-    network = getattr(model, "module", model)
-    with acting(network, [REFERENCE] if REFERENCE in methods(network) else []), evaluating(network), torch.no_grad():
-        yield network

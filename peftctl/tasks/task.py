@@ -138,6 +138,9 @@ class Task(Block):
         """Prepared rows as `collate` takes them: with what is not kept as ids, such as pictures."""
         return prepared.rows
 
+    def once(self, model: nn.Module, batches: Iterable[Batch]) -> None:
+        """Compute what training needs of every row again and again, where that stays as it is; most have nothing."""
+
     def seen(self, rows: Sequence[Encoded], seed: int, step: int) -> Sequence[Encoded]:
         """The rows as one step of training sees them, where chance plays a part: a function of its arguments alone."""
         return rows

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peftctl.data.encode import Encoded
 from peftctl.data.survey import Meter
-from peftctl.tasks.task import Task
+from peftctl.tasks.task import Batch, Task
 from peftctl.training.trainer import Trainer
 
 ROWS = 25
@@ -44,25 +44,31 @@ def quickened(trainer: Trainer, model: nn.Module, say: Callable[[str], None]) ->
         yield fast
 
 
-def remember(
+def once(
     fast: Fast | None,
+    model: nn.Module,
     task: Task,
     sets: Sequence[Sequence[Encoded]],
     pad_id: int,
     tick: Meter,
     say: Callable[[str], None],
 ) -> None:
-    """Compute once what the layers below the first that is trained make of the rows of `sets`, and keep it.
+    """Compute what stays as it is of all rows of `sets`, before they are seen again and again.
 
     The rows go in order of their lengths: what is kept does not depend on the order of training.
     """
+
+    def batches() -> Iterator[Batch]:
+        for rows in sets:
+            ordered = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+            for start in range(0, len(rows), ROWS):
+                batch = task.collate([rows[i] for i in ordered[start : start + ROWS]], pad_id)
+                yield {name: tensor.to(model.device) for name, tensor in batch.items()}  # type: ignore[arg-type]
+                tick("computed", min(start + ROWS, len(rows)), len(rows))
+
     tokens = sum(len(row) for rows in sets for row in rows)
-    if fast is None or not fast.trained or not fast.room(tokens):
-        return
-    say(f"{fast.trained} layers lie below the first that is trained: what they make of the rows is computed once")
-    for rows in sets:
-        ordered = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        for start in range(0, len(rows), ROWS):
-            batch = task.collate([rows[i] for i in ordered[start : start + ROWS]], pad_id)
+    if fast is not None and fast.trained and fast.room(tokens):
+        say(f"{fast.trained} layers lie below the first that is trained: what they make of the rows is computed once")
+        for batch in batches():
             fast.remember(batch["input_ids"], batch["attention_mask"])
-            tick("computed", min(start + ROWS, len(rows)), len(rows))
+    task.once(model, batches())

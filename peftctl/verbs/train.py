@@ -31,7 +31,7 @@ from peftctl.training.loop import train as loop
 from peftctl.training.memory import peak_memory
 from peftctl.training.packing import choose
 from peftctl.training.signals import Stop
-from peftctl.training.speed import quickened, remember
+from peftctl.training.speed import once, quickened
 from peftctl.verbs import provenance
 from peftctl.verbs.events import Listen, silent, speaker
 from peftctl.verbs.facts import facts_of
@@ -99,7 +99,7 @@ def train(
             return {"path": str(folder.path), **plan.record()}
         if plan.steps > math.ceil(rows_per_epoch(rows.train.parts) / recipe.trainer.batch_size):  # rows are seen again
             sets = [rows.task.rows(part, base) for part in (rows.train, *rows.eval.values())]
-            remember(fast, rows.task, sets, base.tokenizer.pad_token_id, meter(stop, listen), say)
+            once(fast, base.model, rows.task, sets, base.tokenizer.pad_token_id, meter(stop, listen), say)
         with folder.locked() if accelerator.is_main_process else nullcontext():
             progress = run(recipe, base, method, rows, packing, folder, resume, accelerator, stop, listen)
         seconds = time.perf_counter() - started
