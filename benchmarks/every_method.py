@@ -21,8 +21,9 @@ class Pair(NamedTuple):
     config: str
     arguments: dict[str, Any]
     shared: bool = True
-    """Whether both start from the same adapter folder; a reason why not is in `why`."""
+    """Whether both start from the same adapter folder."""
     why: str = ""
+    """Why starts or losses differ."""
 
     @property
     def name(self) -> str:
@@ -42,7 +43,12 @@ PAIRS = [
     Pair({"type": "lora", **OURS}, "LoraConfig", RANK),
     Pair({"type": "lora", **OURS, "use_rslora": True}, "LoraConfig", {**RANK, "use_rslora": True}),
     Pair({"type": "dora", **OURS}, "LoraConfig", {**RANK, "use_dora": True}),
-    Pair({"type": "adalora", **BUDGET, "alpha": 16, **ALL}, "AdaLoraConfig", {**BUDGET, "lora_alpha": 16, **ALL}),
+    Pair(
+        {"type": "adalora", **BUDGET, "alpha": 16, **ALL},
+        "AdaLoraConfig",
+        {**BUDGET, "lora_alpha": 16, **ALL},
+        why="the loss that peft tells has the orthogonality penalty in it, peftctl's has not",
+    ),
     Pair({"type": "vera", "r": 64, **ALL}, "VeraConfig", {"r": 64, **ALL}),
     Pair(
         {"type": "ia3"},

@@ -70,6 +70,11 @@ def with_peft(case: Case) -> Any:
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     base = random_weights(case.shape, DEVICE, options)
+    if case.quantised:  # what `from_pretrained` leaves behind: peft and Trainer look for it
+        from transformers.quantizers.auto import AutoHfQuantizer
+
+        base.hf_quantizer = AutoHfQuantizer.from_config(options["quantization_config"], pre_quantized=False)
+        base.is_loaded_in_4bit = True
     lora = peft.LoraConfig(r=case.r, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     return peft.get_peft_model(base, lora)
 

@@ -42,6 +42,8 @@ class Job:
     """The peers' adapters in bfloat16 instead of peft's default, float32."""
     attention: str = "sdpa"
     """The peers' attention."""
+    exact: bool = False
+    """The base in float32: what losses would be without rounding."""
     nf4: bool = False
     rate: float = 2e-4
     began: float = 0.0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import peft
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from benchmarks.job import IGNORED, Clock, Job, cut, trained
@@ -37,11 +39,22 @@ def adapted(job: Job) -> Any:
     base = load(job)
     if not (job.start or job.config):  # nothing of peft's: the whole model
         return base
+    if job.start and peft.PeftConfig.from_pretrained(job.start).is_prompt_learning:
+        return prompted(base, job.start)
     if job.start:
         return peft.PeftModel.from_pretrained(base, job.start, is_trainable=True, autocast_adapter_dtype=not job.half)
     torch.manual_seed(0)
     config = getattr(peft, job.config["class"])(task_type="CAUSAL_LM", **job.config["arguments"])
     return peft.get_peft_model(base, config, autocast_adapter_dtype=not job.half)
+
+
+def prompted(base: Any, folder: str) -> Any:
+    """The base with the virtual tokens of a folder: peft reads them for inference alone, so they are put in place."""
+    config = peft.PeftConfig.from_pretrained(folder)
+    config.inference_mode = False
+    model = peft.get_peft_model(base, config)
+    peft.set_peft_model_state_dict(model, load_file(Path(folder) / "adapter_model.safetensors"))
+    return model
 
 
 def load(job: Job) -> Any:
@@ -56,7 +69,7 @@ def load(job: Job) -> Any:
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     return AutoModelForCausalLM.from_pretrained(
-        job.model, dtype=torch.bfloat16, attn_implementation=job.attention, **options
+        job.model, dtype=torch.float32 if job.exact else torch.bfloat16, attn_implementation=job.attention, **options
     )
 
 

@@ -117,22 +117,18 @@ def settings(chosen: dict[str, object]) -> str:
     return ", ".join(f"{key} {value}" for key, value in chosen.items())
 
 
-def losses(found: list[Measured]) -> list[str]:
-    """The loss of every step of the first round, and the largest difference to peft's float32 adapters."""
+def losses(found: list[Measured], truth: list[float]) -> list[str]:
+    """The loss of every step of the first round, and its largest difference to `truth`, that of a float32 base."""
     alike = [one for one in found if one.rounds and one.arm.same_rows]
-    if not alike:
-        return []
-    truth = next((one for one in alike if one.arm.job.kind == "loop"), alike[0])
-    steps = max(len(one.rounds[0]["losses"]) for one in alike)
-    lines = [
-        "| loss at step | " + " | ".join(str(step + 1) for step in range(steps)) + f" | most from {truth.arm.name} |",
-        "|---" * (steps + 2) + "|",
-    ]
+    numbers = " | ".join(str(step + 1) for step in range(len(truth)))
+    lines = [f"| loss at step | {numbers} | off by at most |", "|---" * (len(truth) + 2) + "|"]
+    if truth:
+        lines.append("| float32, rows alone | " + " | ".join(f"{loss:.4f}" for loss in truth) + " | |")
     for one in alike:
         each = one.rounds[0]["losses"]
-        far = max(abs(a - b) for a, b in zip(each, truth.rounds[0]["losses"], strict=False))
+        far = max((abs(a - b) for a, b in zip(each, truth, strict=False)), default=float("nan"))
         repeated = all(outcome["losses"] == each for outcome in one.rounds)
-        note = "" if repeated else " (differs between rounds)"
+        note = "" if repeated else " (not the same in every round)"
         lines.append(f"| {one.arm.name} | " + " | ".join(f"{loss:.4f}" for loss in each) + f" | {far:.4f}{note} |")
     return lines
 
