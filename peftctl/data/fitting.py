@@ -58,6 +58,10 @@ class Encoded:
             labels[start:end] = self.ids[start:end]
         return labels
 
+    def ended(self) -> Encoded:
+        """The row up to its last trained token: a causal model predicts nothing from what comes behind it."""
+        return replace(self, ids=self.ids[: self.spans[-1][1]]) if self.spans else self
+
     def without_end(self) -> Encoded:
         """The row with the token that ends its last answer not trained."""
         *others, (start, end) = self.spans

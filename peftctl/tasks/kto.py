@@ -29,7 +29,7 @@ from peftctl.data.reading import Reading
 from peftctl.engine.sample import IGNORED
 from peftctl.errors import DataError
 from peftctl.models.base import Base
-from peftctl.tasks.preference import PairEncoder, ended
+from peftctl.tasks.preference import PairEncoder
 from peftctl.tasks.scores import keep_reference, reference_scores, scores
 from peftctl.tasks.sft import SFT
 from peftctl.tasks.task import Batch, Task, register
@@ -146,7 +146,7 @@ class AnswerEncoder(PairEncoder):
         self.spelled += self.one.spelled > before
         if not all(pieces for pieces, _ in made):
             return []
-        first, *others = [marked(ended(pieces[0]), good) for pieces, good in made]
+        first, *others = [marked(pieces[0].ended(), good) for pieces, good in made]
         lost = first.cut + sum(other.cut for other in others)  # told once, of a row that was read
         first = replace(first, truncated=lost > 0, cut=lost)
         return [first, *(replace(other, piece=n, cut=0) for n, other in enumerate(others, 1))]

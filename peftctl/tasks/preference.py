@@ -114,17 +114,12 @@ PAIRS = Reading("pairs", preference, PairEncoder.of)
 
 def joined(better: Encoded, worse: Encoded) -> Encoded:
     """Two sequences as one row."""
-    first, second = ended(better), ended(worse)
+    first, second = better.ended(), worse.ended()
     start = len(first)
     spans = (*first.spans, (start, start), *((a + start, b + start) for a, b in second.spans))
     return Encoded(
         array("i", [*first.ids, *second.ids]), spans, better.truncated or worse.truncated, better.cut + worse.cut
     )
-
-
-def ended(row: Encoded) -> Encoded:
-    """The row up to its last trained token."""
-    return replace(row, ids=row.ids[: row.spans[-1][1]])
 
 
 def parted(row: Encoded) -> tuple[Encoded, Encoded]:

@@ -9,15 +9,18 @@ processes, so that neither changes the result.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from peftctl.data.encode import Encoded
+from peftctl.data.prepare import Prepared
 from peftctl.engine.attach import takes
 from peftctl.engine.sample import IGNORED
+from peftctl.models.base import Base
 from peftctl.tasks.task import Task, register
 
 
@@ -28,8 +31,31 @@ class SFT(Task):
 
     packable: ClassVar[bool] = True
 
+    def rows(self, prepared: Prepared, base: Base) -> Sequence[Encoded]:
+        """The rows up to their last trained token."""
+        return Ended(prepared.rows)
+
     def answers(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         return answer_logits(model, batch)
+
+
+class Ended(Sequence[Encoded]):
+    """Rows without what follows their last trained token."""
+
+    def __init__(self, rows: Sequence[Encoded]) -> None:
+        self.whole = rows
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Encoded]: ...
+    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        return self.whole[index].ended()
 
 
 def prompt_mask(labels: Tensor) -> Tensor:
