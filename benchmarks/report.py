@@ -96,20 +96,21 @@ def table(found: list[Measured], plan: Plan) -> list[str]:
     """Speed, ratio and memory of every arm; the first is ours."""
     ours = found[0]
     lines = [
-        "| arm | tokens/s | peftctl is | peak, GiB | of it by loading | peftctl's peak is |",
-        "|---|---|---|---|---|---|",
+        "| arm | tokens/s | peftctl is | peak, GiB | by loading | peftctl's peak is | first step after, s |",
+        "|---|---|---|---|---|---|---|",
     ]
     for one in found:
         name = one.arm.name + (f" ({settings(one.chosen)})" if one.chosen else "")
         if not one.rounds:
-            lines.append(f"| {name} | did not run: {one.error} | | | | |")
+            lines.append(f"| {name} | did not run: {one.error} | | | | | |")
             continue
         ratio = of = ""
         if one is not ours and ours.rounds:
             ratio = f"{spread(ratios(ours, one, plan.warm), 2)} x"
             of = f"{peak(ours) / peak(one):.2f}"
         sizes = f"{peak(one) / 2**30:.2f} | {peak(one, 'loaded') / 2**30:.2f}"
-        lines.append(f"| {name} | {spread(speeds(one, plan.warm))} | {ratio} | {sizes} | {of} |")
+        first = statistics.median(outcome["first"] for outcome in one.rounds)
+        lines.append(f"| {name} | {spread(speeds(one, plan.warm))} | {ratio} | {sizes} | {of} | {first:.1f} |")
     return lines
 
 
