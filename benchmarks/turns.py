@@ -145,4 +145,4 @@ def ratios(ours: Measured, other: Measured, warm: int) -> list[float]:
 
 def peak(one: Measured, key: str = "peak") -> float:
     """Median over the rounds [bytes]."""
-    return statistics.median(outcome[key] for outcome in one.rounds)
+    return float(statistics.median(outcome[key] for outcome in one.rounds))
