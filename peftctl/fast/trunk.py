@@ -117,8 +117,3 @@ class Trunk:
     def random(self) -> bool:
         """Whether equal tokens are computed differently, by dropout."""
         return self.model.training and any(isinstance(m, nn.Dropout) and m.p for m in self.model.modules())
-
-
-def same(one: Tensor, other: Tensor, allowed: float) -> bool:
-    """Whether two tensors differ by rounding alone: by `allowed`, relative to the largest number."""
-    return bool(torch.isfinite(one).all()) and float((one - other).abs().max()) <= allowed * float(other.abs().max())

@@ -248,7 +248,8 @@ def test_what_is_called_otherwise_takes_the_models_own_way() -> None:
         (lambda: small("Llama", attention_dropout=0.1), LoRA(r=2), "dropout of attention probabilities"),
         (lambda: build("llama"), Layers(modules=["model.layers.1"]), "adapter around"),
         (lambda: small("Phi3", rope_parameters=PARTIAL), LoRA(r=2), "a part of each head"),
-        (lambda: small("Granite", residual_multiplier=0.5), LoRA(r=2), "computes something else"),
+        (lambda: small("Granite", residual_multiplier=0.5), LoRA(r=2), "`layers.0` computes something else"),
+        (lambda: small("Granite", embedding_multiplier=3.0), LoRA(r=2), "GraniteForCausalLM computes something else"),
     ],
 )
 def test_what_it_cannot_do_is_said(build_it: Callable[[], nn.Module], method: Any, why: str) -> None:
