@@ -24,6 +24,8 @@ def second_moments(model: nn.Module, sites: Mapping[str, nn.Module], sample: Sam
 
     Raises AdapterError for a site whose inputs do not belong to one token each, and for a sample without such tokens.
     """
+    with bare(model), evaluating(model), torch.no_grad():  # what a first forward tries out is not to be counted
+        sample.loss(model, next(iter(sample.batches())))
     for part in parts(sites):
         yield from gathered(model, part, sample).items()
 
