@@ -11,6 +11,7 @@ import torch
 
 from peftctl.config.block import Block
 from peftctl.errors import ModelError
+from peftctl.models import dummy as dummies
 from peftctl.models import quantization
 from peftctl.models.device import choose_device, choose_dtype
 from peftctl.models.folder import check_weights, fingerprint, read_config, weight_files
@@ -47,6 +48,10 @@ class Model(Block):
 
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """How attention is computed. `auto`: the fastest that transformers finds for the model without extra packages."""
+
+    load_format: Literal["auto", "dummy"] = "auto"
+    """`dummy`: random weights of the true shapes instead of the model's own, nothing is downloaded: to measure speed
+    and memory (`peftctl bench`)."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where it runs. `auto`: a CUDA GPU (one a process), else an Apple GPU, else the CPU."""
@@ -127,10 +132,12 @@ def load(
     device = choose_device(model.device)
     _check_attention(model.attention, device)
     dtype = choose_dtype(model.dtype, device, say)
-    folder = local(place, model.revision, root=root, say=say)
+    dummy = model.load_format == "dummy"
+    folder = local(place, model.revision, root=root, weights=not dummy, say=say)
     # the cheap looks come first: a mistake is told before gigabytes are read
     config = read_config(folder, place)
-    check_kind(folder, config, check_weights(weight_files(folder, place), place), place, head)
+    if not dummy:
+        check_kind(folder, config, check_weights(weight_files(folder, place), place), place, head)
     tokenizer = read_tokenizer(folder, place, say, writes=not head.classifies and head is not PICTURES)
 
     options: dict[str, Any] = {"device_map": {"": device} if device_map is None else device_map, **head.options()}
@@ -145,7 +152,11 @@ def load(
             skip=head.kept_whole(config),
         )
         say(f"weights in {model.quantization}")
-    network, new = _read(folder, head, dtype, options, place, say)
+    if dummy:
+        network, new = dummies.load(folder, head, dtype, device, options), tuple[str, ...]()
+        say("random weights of the true shapes, as `load_format: dummy` asks")
+    else:
+        network, new = _read(folder, head, dtype, options, place, say)
     if head.classifies and network.config.pad_token_id is None:  # a decoder classifies at its last real token
         network.config.pad_token_id = tokenizer.pad_token_id
     quantization.keep_layout(network)

@@ -18,16 +18,13 @@ from peftctl.engine.attach import attach
 from peftctl.engine.disk import method_in, save
 from peftctl.engine.method import Method
 from peftctl.engine.peft_config import CONFIG
-from peftctl.errors import ModelError
 from peftctl.evaluation.gate import BASE
 from peftctl.methods import METHODS
 from peftctl.models import base as models
 from peftctl.models import tiny
-from peftctl.models.gguf_header import read_header
+from peftctl.models.architecture import architecture
 from peftctl.models.head import DIFFUSION
-from peftctl.models.known import known
-from peftctl.models.quiet import Say, quiet, reason
-from peftctl.models.source import resolve
+from peftctl.models.quiet import Say, quiet
 from peftctl.recipe import Recipe
 from peftctl.verbs.imitated_pipeline import draw_pictures, imitated, smaller
 from peftctl.verbs.made_up import made_up
@@ -62,7 +59,7 @@ class Imitation:
 
     def model(self, recipe: Recipe) -> Path:
         """A tiny model of the architecture of the recipe's."""
-        config = architecture(recipe)
+        config = architecture(recipe.model.name_or_path, recipe.model.revision)
         layers, width = fewest_layers(recipe.method, config), narrowest(recipe.method, config)
         self.say(f"model: `{recipe.model.name_or_path}` as a random `{config.model_type}`, {layers} layers of {width}")
         return tiny.write(config, self.folder / "model", seed=recipe.seed, layers=layers, width=width)
@@ -178,36 +175,6 @@ class Imitation:
             base = models.load(recipe.model, recipe.trainer.task.head)
             attach(base.model, method or METHODS["bottleneck"]())
             return str(save(base.model, self.folder / name))
-
-
-def architecture(recipe: Recipe) -> Any:
-    """The transformers configuration of the recipe's model, without a network."""
-    from huggingface_hub import try_to_load_from_cache
-    from transformers import AutoConfig
-
-    place = recipe.model.name_or_path
-    found = resolve(place)
-    if isinstance(found, str):
-        cached = try_to_load_from_cache(found, "config.json", revision=recipe.model.revision)
-        if isinstance(cached, str):
-            found = Path(cached).parent
-        elif found in known():
-            return AutoConfig.for_model(**known()[found])
-        else:
-            raise ModelError(
-                f"{place}: its architecture is not known here, and no network is asked",
-                "name a folder that holds its `config.json`, or a known model of the same family",
-            )
-    try:
-        with quiet():
-            if found.is_dir():
-                return AutoConfig.from_pretrained(found, trust_remote_code=False, local_files_only=True)
-            read_header(found)
-            return AutoConfig.from_pretrained(found.parent, gguf_file=found.name, local_files_only=True)
-    except ModelError:
-        raise
-    except Exception as error:  # a foreign file: whatever the library raises, the file is what is wrong
-        raise ModelError(f"{place}: its configuration cannot be read: {reason(error)}") from error
 
 
 def fewest_layers(method: Method, config: Any) -> int:
