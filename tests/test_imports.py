@@ -22,6 +22,7 @@ ROOMS = [
     {"exports"},
     {"algebra"},
     {"recipe"},
+    {"planning"},
     {"verbs"},
     {"cli"},
 ]
