@@ -16,6 +16,7 @@ from peftctl.cli.data import data
 from peftctl.cli.evaluate import EXAMPLES, evaluate
 from peftctl.cli.init import init
 from peftctl.cli.kinds import methods, tasks
+from peftctl.cli.plan import BENCH_EXAMPLES, PLAN_EXAMPLES, bench, plan
 from peftctl.cli.recipes import recipes
 from peftctl.cli.words import Changes, Json, Recipe, Target
 from peftctl.errors import PeftctlError, Problem
@@ -73,6 +74,9 @@ def root(
         raise typer.Exit(CommandLineError.exit_code)
 
 
+app.command(cls=Command, epilog=PLAN_EXAMPLES)(plan)
+
+
 @app.command(
     cls=Command,
     epilog="""
@@ -119,6 +123,7 @@ def train(
         console.hand_over(result, as_json)
 
 
+app.command(cls=Command, epilog=BENCH_EXAMPLES)(bench)
 app.command("eval", cls=Command, epilog=EXAMPLES)(evaluate)
 
 

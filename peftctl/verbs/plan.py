@@ -1,127 +1,176 @@
-"""What is about to happen, in five lines; with `--dry-run` also which modules carry an adapter."""
+"""`peftctl plan`: what a run needs, before anything of it is loaded."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
+import json
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from peftctl.data.batches import Packing
-from peftctl.engine.adapter import Adapter
-from peftctl.engine.anatomy import ends_with
-from peftctl.engine.attach import adapters_of, trained
-from peftctl.engine.disk import on_disk
-from peftctl.models.base import Base
+from peftctl import recipe as recipes
+from peftctl.data.dataset import Dataset
+from peftctl.data.encode import Encoded
+from peftctl.data.prepare import prepare
+from peftctl.data.sources import listed
+from peftctl.errors import PeftctlError
+from peftctl.models import tiny
+from peftctl.models.dummy import placed, tokenizer_folder
+from peftctl.models.quiet import silent
+from peftctl.planning import workload
+from peftctl.planning.estimate import Estimate, estimate
+from peftctl.planning.speed import speed
+from peftctl.planning.step import MicroBatch
+from peftctl.planning.workload import Workload
 from peftctl.recipe import Recipe, method_name
-from peftctl.training.trainer import peak_rate, total_steps
+from peftctl.tasks.task import Task
 from peftctl.verbs.events import Listen
+from peftctl.verbs.events import silent as unheard
+from peftctl.verbs.imitation import here
+from peftctl.verbs.made_up import row
 from peftctl.verbs.rows import Rows
 
+LARGEST = 64 * 2**20
+"""Bytes of files that are read for a plan."""
 
-@dataclass(frozen=True)
-class Plan:
-    """The facts of a run, known before its first step."""
+BYTES = 4
+"""Of a token, as English has it."""
 
-    recipe: Recipe
-    base: Base
-    rows: Rows
-    folder: Path
-    adapters: dict[str, Adapter]
-    trainable: int
-    """Parameters that train."""
-    total: int
-    """Parameters of base and adapters; those stored in 4 bits count each."""
-    adapter_bytes: int
-    """Size of the adapter on disk, without its few hundred bytes of header."""
-    steps: int
-    packing: Packing | None
-    """How rows are packed; None when they are padded."""
-
-    @classmethod
-    def of(cls, recipe: Recipe, base: Base, rows: Rows, folder: Path, packing: Packing | None) -> Plan:
-        """The plan of a recipe whose adapters are attached to `base`."""
-        adapters = adapters_of(base.model, "default")
-        parameters = trained(base.model).values()
-        return cls(
-            recipe=recipe,
-            base=base,
-            rows=rows,
-            folder=folder,
-            adapters=adapters,
-            trainable=sum(p.numel() for p in parameters),
-            total=base.model.num_parameters(),
-            adapter_bytes=sum(t.numel() * t.element_size() for t in on_disk(adapters).values()),
-            steps=total_steps(recipe.trainer, rows.train.parts),
-            packing=packing,
-        )
-
-    def record(self) -> dict[str, Any]:
-        """The plan as data."""
-        return {
-            "trainable_parameters": self.trainable,
-            "total_parameters": self.total,
-            "trainable_percent": round(100 * self.trainable / self.total, 4),
-            "adapter_bytes": self.adapter_bytes,
-            "modules": self.matches(),
-            "steps": self.steps,
-            "packed": self.packing is not None,
-            "rows": self.rows.counts(),
-            "tokens": self.rows.train.ledger.tokens,
-            "trained_tokens": self.rows.train.ledger.trained_tokens,
-            "dtype": str(self.base.dtype).removeprefix("torch."),
-            "device": str(self.base.device),
-        }
-
-    def matches(self) -> dict[str, int]:
-        """How many modules each target entry matched; by last name when the target is a pattern or a shorthand."""
-        targets = getattr(self.recipe.method, "target_modules", None)
-        names = list(self.adapters)
-        if isinstance(targets, list):
-            return {entry: sum(ends_with(name, entry) for name in names) for entry in targets}
-        return dict(Counter(last_name(name) or "the whole model" for name in names))
-
-    def tell(self, listen: Listen, details: bool) -> None:
-        """Say it."""
-        recipe, train = self.recipe, self.rows.train
-        trainer, method = recipe.trainer, recipe.method
-        dtype = str(self.base.dtype).removeprefix("torch.")
-        quantised = "" if recipe.model.quantization == "none" else f", weights in {recipe.model.quantization}"
-        share = f"{self.trainable:,} of {self.total:,} parameters train ({self.trainable / self.total:.2%})"
-        sizes = [f"{len(found):,} {name}".rstrip() for name, found in self.rows.eval_rows.items()]
-        held = f", {' and '.join(sizes)} to evaluate on" if sizes else ""
-        tokens = f"{train.ledger.tokens:,} tokens, {train.ledger.trained_tokens:,} trained"
-        rate = peak_rate(trainer, method)
-        laid = ", packed" if self.packing else ""
-        listen(
-            {
-                "event": "plan",
-                "rows": [
-                    ["model", f"{recipe.model.name_or_path}, {dtype} on {self.base.device}{quantised}"],
-                    ["method", f"{method_name(method)} on {counted(len(self.adapters))}: {share}"],
-                    [
-                        "data",
-                        f"{len(train.rows):,} rows, {tokens}{held}",
-                    ],
-                    [
-                        "training",
-                        f"{self.steps:,} steps of {trainer.batch_size} rows{laid}, {trainer.optimizer} at {rate:g}",
-                    ],
-                    ["output", f"{self.folder}, adapter of {self.adapter_bytes / 2**20:.1f} MiB"],
-                ],
-            }
-        )
-        if details:
-            rows = [[entry, str(count)] for entry, count in self.matches().items()]
-            listen({"event": "table", "title": "adapted modules", "columns": ["target", "modules"], "rows": rows})
+LONG = "and so it goes on, one after the other, "
 
 
-def last_name(module: str) -> str:
-    """The last part of a module's name, with that before it where it is a number: `to_out.0`."""
-    rest, _, last = module.rpartition(".")
-    return f"{rest.rpartition('.')[2]}.{last}" if last.isdigit() else last
+def plan(
+    recipe: Recipe | str | Path | Mapping[str, Any], *, fit: int | None = None, listen: Listen = unheard
+) -> dict[str, Any]:
+    """What a recipe needs: parameters, bytes by component, tokens, steps, FLOPs, seconds.
+
+    Args:
+        fit: bytes that it has to fit in; then `changes` are the cheapest that make it fit, with what each leaves.
+
+    Raises:
+        PeftctlError: whatever is wrong with the recipe, its data, its model or its method.
+    """
+    from peftctl.planning.fit import changes
+
+    recipe = recipes.coerce(recipe)
+    load = workload_of(recipe)
+    found = estimate(recipe, load.task, load.batch)
+    record = described(recipe, load, found)
+    if fit is not None:
+        record["fit"] = {"bytes": fit, "fits": found.peak <= fit, "changes": []}
+        if found.peak > fit:
+            steps = changes(recipe, found, fit, lambda changed: again(changed, load))
+            record["fit"]["changes"] = [
+                {"set": change, "peak": one.peak, "total": one.memory.total} for change, one in steps
+            ]
+            record["fit"]["fits"] = bool(steps) and steps[-1][1].peak <= fit
+    return record
 
 
-def counted(modules: int) -> str:
-    """`1 module`, `14 modules`."""
-    return f"{modules:,} module{'' if modules == 1 else 's'}"
+def again(recipe: Recipe, load: Workload) -> Estimate:
+    """The estimate of a changed recipe over the same rows."""
+    lines = len(next(iter(load.batch.tensors.values())))
+    wanted = recipe.trainer.micro_batch_size
+    kept = {name: each[: max(1, wanted)] if lines > wanted else each for name, each in load.batch.tensors.items()}
+    if "input_ids" in kept and kept["input_ids"].shape[1] > recipe.dataset.max_length:
+        kept = {name: each[:, : recipe.dataset.max_length] if each.ndim == 2 else each for name, each in kept.items()}
+    return estimate(recipe, load.task, MicroBatch.of(kept))
+
+
+def workload_of(recipe: Recipe) -> Workload:
+    """The workload by the rows, where they and the tokenizer are here; else by what the recipe says."""
+    sources = [source.path for source in listed(recipe.dataset.train)]
+    local = all(here(path) for path in sources)
+    if local and sum(size(Path(path)) for path in sources) <= LARGEST:
+        if tokenizer_folder(recipe.model) is not None:
+            rows = Rows.read(recipe, silent)
+            return workload.of_rows(recipe.trainer, rows.task, rows.train, recipe.seed)
+        with suppress(PeftctlError):
+            return of_bytes(recipe)
+    task = recipe.trainer.task
+    if task.head.classifies and not task.head.labels:
+        task = task.of(task.head.with_labels(tuple(recipe.eval.labels) or ("no", "yes")))
+    row = typical(recipe.dataset, task)
+    return workload.of_length(recipe.trainer, task, row, None, None, f"every row taken to have {len(row):,} tokens")
+
+
+def of_bytes(recipe: Recipe) -> Workload:
+    """The workload where the rows are here and the tokenizer is not: by the bytes of the rows."""
+    dataset = replace(recipe.dataset, max_length=BYTES * recipe.dataset.max_length)
+    long = replace(recipe, model=placed(recipe.model), dataset=dataset)
+    found = Rows.read(long, silent)
+    load = workload.of_rows(recipe.trainer, found.task, found.train, recipe.seed)
+    longest = min(-(-int(found.train.rows.lengths.max()) // BYTES), recipe.dataset.max_length)
+    cut = {
+        name: each[:, : -(-each.shape[1] // BYTES)] if each.ndim == 2 else each
+        for name, each in load.batch.tensors.items()
+    }
+    return replace(
+        load,
+        batch=MicroBatch.of(cut),
+        positions=load.positions / BYTES,
+        tokens=found.train.ledger.tokens // BYTES,
+        note=f"{BYTES} bytes taken for a token, {longest:,} tokens for the longest row: the tokenizer is not here",
+    )
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all in a folder."""
+    files = [path] if path.is_file() else path.rglob("*") if path.is_dir() else Path().glob(str(path))
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def typical(dataset: Dataset, task: Task) -> Encoded:
+    """A row of the task's as long as rows may be, nearly all of it trained."""
+    made = long_row(dataset, task, LONG * (dataset.max_length // len(LONG) + 2), 0)
+    with tempfile.TemporaryDirectory(prefix="peftctl-plan-") as folder:
+        path = Path(folder) / "rows.jsonl"
+        path.write_text(json.dumps(made) + "\n", encoding="utf-8")
+        plain = replace(dataset, train=str(path), eval=None, on_long="truncate", columns={}, chat_template="tokenizer")
+        return prepare(str(path), plain, tiny.tokenizer(), Path(), reading=task.reading, keep_parsed=True).rows[0]
+
+
+def long_row(dataset: Dataset, task: Task, text: str, number: int) -> dict[str, Any]:
+    """A made-up row that says `text` wherever it says much."""
+    form = task.form if dataset.format == "auto" else dataset.format
+    labels = task.head.labels or (("no", "yes") if task.head.classifies else ())
+    asked = f"{number} {text}" if labels or form == "source_target" else f"What follows {number}?"
+    made = row(form, asked, labels[number % len(labels)] if labels else text, number)
+    if "rejected" in made:
+        made["rejected"] = text
+    return made
+
+
+def described(recipe: Recipe, load: Workload, found: Estimate) -> dict[str, Any]:
+    """The plan as data."""
+    fast = speed(found.device, found.dtype)
+    micro_batches = load.positions / max(1, load.batch.tokens)
+    seconds = None if fast is None else fast.seconds(found.step) * micro_batches
+    flops = found.flops_per_token * load.positions
+    return {
+        "model": recipe.model.name_or_path,
+        "method": method_name(recipe.method),
+        "device": str(found.device),
+        "dtype": str(found.dtype).removeprefix("torch."),
+        "quantization": recipe.model.quantization,
+        "parameters": {"total": found.parameters, "trained": found.trained, "total_with_head_shared": found.tied},
+        "memory": {**vars(found.memory), "total": found.memory.total},
+        "peak": found.peak,
+        "load_peak": found.load_peak,
+        "merge_peak": found.merge_peak,
+        "save_peak": found.save_peak,
+        "adapter_bytes": found.adapter_bytes,
+        "fast": found.step.fast,
+        "data": workload.record(load),
+        "flops": {
+            "per_token": round(found.flops_per_token),
+            "per_step": round(flops),
+            "total": None if load.steps is None else round(flops * load.steps),
+        },
+        "seconds": {
+            "per_step": seconds,
+            "total": None if seconds is None or load.steps is None else seconds * load.steps,
+        },
+    }

@@ -22,7 +22,9 @@ from peftctl.exports.card import card, public
 from peftctl.exports.diffusers_lora import obstacle, write_lora
 from peftctl.models import base as models
 from peftctl.models.allocator import keep_memory
+from peftctl.models.dummy import placed
 from peftctl.models.origin import ORIGIN, origin, origin_bytes
+from peftctl.planning.estimate import Estimate
 from peftctl.recipe import Recipe
 from peftctl.training import checkpoint, filesystem, storage
 from peftctl.training.journal import Journal
@@ -35,8 +37,9 @@ from peftctl.training.speed import once, quickened
 from peftctl.verbs import provenance
 from peftctl.verbs.events import Listen, silent, speaker
 from peftctl.verbs.facts import facts_of
+from peftctl.verbs.forecast import compared, forecast
 from peftctl.verbs.hints import Hints, memory_watched
-from peftctl.verbs.plan import Plan
+from peftctl.verbs.overview import Overview
 from peftctl.verbs.rows import Rows, refuse_longer
 from peftctl.verbs.run_folder import RunFolder
 from peftctl.verbs.sample import sample_of
@@ -65,7 +68,7 @@ def train(
         Interrupted: after a signal; what was done is saved.
     """
     started = time.perf_counter()
-    recipe = recipes.coerce(recipe)
+    recipe = stand_in(recipes.coerce(recipe))
     folder = RunFolder(output or recipe.output)
     keep_memory()
     with Stop() as stop, ExitStack() as during:
@@ -79,6 +82,7 @@ def train(
         if folder.finished and not dry_run:
             return unchanged(folder, recipe, rows, listen)
         polled(stop, *BEFORE)
+        foreseen = forecast(recipe, rows) if accelerator.is_main_process else None
         torch.manual_seed(recipe.seed)  # the start of a new head
         base = models.load(recipe.model, rows.task.head, say=speaker(listen))
         polled(stop, *BEFORE)
@@ -93,7 +97,7 @@ def train(
         say = speaker(listen)
         fast = during.enter_context(quickened(recipe.trainer, base.model, say))
         packing = choose(recipe.trainer, base.model, rows.train.rows, rows.train.parts, recipe.seed, say, bool(fast))
-        plan = Plan.of(recipe, base, rows, folder.path, packing)
+        plan = Overview.of(recipe, base, rows, folder.path, packing)
         plan.tell(listen, details=dry_run)
         if dry_run:
             return {"path": str(folder.path), **plan.record()}
@@ -103,7 +107,7 @@ def train(
         with folder.locked() if accelerator.is_main_process else nullcontext():
             progress = run(recipe, base, method, rows, packing, folder, resume, accelerator, stop, listen)
         seconds = time.perf_counter() - started
-        return outcome(folder, plan, progress, seconds, listen)
+        return outcome(folder, plan, progress, seconds, foreseen, listen)
 
 
 def run(
@@ -207,6 +211,11 @@ def write_adapter(folder: Path, *, recipe: Recipe, base: models.Base, rows: Rows
     filesystem.write(folder / "README.md", [card(facts_of(recipe, base.name, rows.counts(), rows.task.head)).encode()])
 
 
+def stand_in(recipe: Recipe) -> Recipe:
+    """The recipe with a stand-in for its base where it asks for one (`load_format: dummy`)."""
+    return replace(recipe, model=placed(recipe.model)) if recipe.model.load_format == "dummy" else recipe
+
+
 def refuse_foreign(folder: RunFolder, recipe: Recipe, resume: bool) -> None:
     """Raise RunError when the folder holds something else than this run, or this run without `resume`."""
     if not folder.exists:
@@ -243,10 +252,15 @@ def processes(recipe: Recipe) -> Any:
     return accelerator
 
 
-def outcome(folder: RunFolder, plan: Plan, progress: Progress, seconds: float, listen: Listen) -> dict[str, Any]:
+def outcome(
+    folder: RunFolder, plan: Overview, progress: Progress, seconds: float, foreseen: Estimate | None, listen: Listen
+) -> dict[str, Any]:
     """What a finished run is worth telling."""
     size = sum(file.stat().st_size for file in folder.adapter.glob("*.safetensors"))
     memory = peak_memory()
+    if foreseen is not None:
+        said = {"peak": memory, "predicted": foreseen.peak}
+        folder.write_json(folder.provenance, {**folder.read_provenance(), "memory": said})
     record = {
         "path": str(folder.path),
         "adapter": str(folder.adapter),
@@ -258,6 +272,7 @@ def outcome(folder: RunFolder, plan: Plan, progress: Progress, seconds: float, l
         "training_seconds": round(progress.seconds, 1),
         "tokens_per_second": round(progress.tokens / progress.seconds) if progress.seconds else None,
         "peak_memory": memory,
+        "predicted_memory": foreseen.peak if foreseen else None,
         "adapter_bytes": size,
         "trainable_parameters": plan.trainable,
     }
@@ -265,7 +280,7 @@ def outcome(folder: RunFolder, plan: Plan, progress: Progress, seconds: float, l
         ["adapter", f"{folder.adapter}  ({size / 2**20:.1f} MiB)"],
         ["steps", f"{progress.step}" + (f", best {progress.best_step}" if progress.best_step else "")],
         ["time", f"{seconds:.0f} s, {record['tokens_per_second']} tokens/s in training"],
-        ["memory", f"{memory / 2**30:.2f} GiB at most"],
+        ["memory", compared(memory, foreseen)],
     ]
     listen({"event": "trained", "rows": rows})
     return record

@@ -12,7 +12,9 @@ SESSIONS = Path(__file__).parent / "help.txt"
 TOP = [
     "init",
     "data",
+    "plan",
     "train",
+    "bench",
     "eval",
     "merge",
     "export",

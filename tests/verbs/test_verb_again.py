@@ -178,15 +178,15 @@ def test_two_processes_never_write_to_one_run(made: Callable[..., Any], tmp_path
 def test_a_run_that_another_process_finished_meanwhile_is_left_alone(
     made: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from peftctl.verbs.plan import Plan
+    from peftctl.verbs.overview import Overview
 
-    def tell(self: Plan, *arguments: Any, **options: Any) -> None:
+    def tell(self: Overview, *arguments: Any, **options: Any) -> None:
         monkeypatch.undo()  # what comes next is the other process, while the first has its model ready
         peftctl.train(made(trainer={"steps": 1}), output=tmp_path / "run")
         before.update(tiny_chat.tree(tmp_path / "run"))
 
     before: dict[str, Any] = {}
-    monkeypatch.setattr(Plan, "tell", tell)
+    monkeypatch.setattr(Overview, "tell", tell)
     with pytest.raises(peftctl.PeftctlError, match="another process has just finished this run"):
         peftctl.train(made(trainer={"steps": 1}), output=tmp_path / "run")
     assert tiny_chat.tree(tmp_path / "run") == before
