@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from peftctl.fast.compiled import available
+from peftctl.fast.compiled import available, wanted
 from peftctl.fast.fits import Unfit, refuse_different, trunk_of
 from peftctl.fast.plain import Plain
 from peftctl.fast.trunk import Trunk
@@ -31,6 +31,8 @@ def faster(model: nn.Module, say: Callable[[str], None]) -> Iterator[Trunk | Non
         yield None  # there, transformers' attention has kernels of its own
         return
     kernels = available()
+    if kernels is None and wanted():
+        say("the fast path goes without compiled kernels: a C++ compiler, such as g++, makes it faster")
     vars(model)["soften"] = (kernels or Plain()).soften
     trunk: Trunk | None = None
     try:

@@ -99,11 +99,16 @@ def passed(value: Tensor | int | float | None) -> Any:
     return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value)
 
 
+def wanted() -> bool:
+    """Whether they are to be compiled: not where `PEFTCTL_FAST_KERNELS` is `off`."""
+    return os.environ.get("PEFTCTL_FAST_KERNELS") != "off"
+
+
 @lru_cache(maxsize=1)
 def available() -> Compiled | None:
-    """The kernels; None without a compiler, and where `PEFTCTL_FAST_KERNELS` is `off`."""
+    """The kernels; None where there is no compiler that makes them, or they are not wanted."""
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
-    if compiler is None or os.environ.get("PEFTCTL_FAST_KERNELS") == "off":
+    if compiler is None or not wanted():
         return None
     try:
         return Compiled(ctypes.CDLL(str(library(compiler))))

@@ -120,7 +120,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def silent(text: str) -> None:
-    raise AssertionError(text)
+    assert "without compiled kernels" in text, text
 
 
 @pytest.mark.usefixtures("kernels")
