@@ -109,7 +109,7 @@ def estimate(recipe: Recipe, task: Task, batch: MicroBatch) -> Estimate:
         method = dressed(made, task.trains(recipe.method, cast(Base, SimpleNamespace(model=made, new=()))))
         adapters = adapters_of(made, "default")
         total, parameters = counted(made), list(trained(made).values())
-        with Ledger():  # AdaLoRA writes what is not pruned
+        with Ledger():  # which answers for AdaLoRA what is pruned
             disk = sum(t.numel() * t.element_size() for t in on_disk(adapters).values())
         weights, quantisation, bought = parts(made)
         take_one = partial(
@@ -142,6 +142,8 @@ def estimate(recipe: Recipe, task: Task, batch: MicroBatch) -> Estimate:
         libraries=round(habit.libraries),
         slack=max(0, round(habit.passing(most, step.made) - most)),
     )
+    # a tensor on its way is beside those that are there: on a GPU only where it is quantised there
+    passed_on = 0 if device.type != "cpu" and recipe.model.quantization == "none" else largest * dtype.itemsize
     trained_count = sum(p.numel() for p in parameters)
     return Estimate(
         device=device,
@@ -150,7 +152,7 @@ def estimate(recipe: Recipe, task: Task, batch: MicroBatch) -> Estimate:
         trained=trained_count,
         tied=total - split if split else None,
         memory=memory,
-        load_peak=round(habit.libraries) + weights + quantisation + 2 * largest * dtype.itemsize,
+        load_peak=round(habit.libraries) + weights + quantisation + passed_on,
         merge_peak=round(habit.libraries) + bought + 3 * 4 * largest,
         save_peak=round(habit.libraries) + kept + state + disk,
         adapter_bytes=disk,

@@ -50,7 +50,14 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Bytes of all storages that have come."""
         self._known: dict[int, str] = {}
         """Heading of each storage."""
+        self._watched: dict[int, weakref.finalize[Any, Any]] = {}
         self._total = self._kept = 0
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for watch in self._watched.values():  # a storage that is freed later, with a watch on it, brings torch down
+            watch.detach()
+        self._watched.clear()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -110,7 +117,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         size = storage.nbytes()
         self._known[key] = self.heading
-        weakref.finalize(storage, self.strike, key, size).atexit = False
+        self._watched[key] = weakref.finalize(storage, self.strike, key, size)
+        self._watched[key].atexit = False
         self.live[self.heading] += size
         self._total += size
         self.made += size
@@ -119,6 +127,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def strike(self, key: int, size: int) -> None:
         """Nobody holds the storage any more."""
+        del self._watched[key]
         heading = self._known.pop(key)
         self.live[heading] -= size
         self._total -= size

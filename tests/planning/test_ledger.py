@@ -49,3 +49,11 @@ def test_a_real_step_holds_what_the_imagined_one_does():
         step(torch.empty(64, 32), torch.empty(32, 16, requires_grad=True))
         peaks.append(max(moment.total() for moment in ledger.moments.values()))
     assert peaks[0] == peaks[1]
+
+
+def test_what_outlives_the_ledger_is_not_watched():
+    kept = torch.nn.Linear(4, 4)
+    with Ledger() as ledger:
+        copies = [parameter.detach() for parameter in kept.parameters()]
+    assert not ledger._watched
+    del kept, copies  # with a watch on them, torch would crash now
