@@ -33,7 +33,9 @@ SPREAD = 0.02
 
 
 def placed(model: Model) -> Model:
-    """`model` under the path of its stand-in's folder, which is made where it is missing."""
+    """`model` under the path of its stand-in's folder, made where it is missing; as it is where it asks for none."""
+    if model.load_format != "dummy":
+        return model
     config = architecture(model.name_or_path, model.revision)
     with quiet():
         text = config.to_json_string(use_diff=False)

@@ -99,7 +99,7 @@ def workload_of(recipe: Recipe) -> Workload:
 def of_bytes(recipe: Recipe) -> Workload:
     """The workload where the rows are here and the tokenizer is not: by the bytes of the rows."""
     dataset = replace(recipe.dataset, max_length=BYTES * recipe.dataset.max_length)
-    long = replace(recipe, model=placed(recipe.model), dataset=dataset)
+    long = replace(recipe, model=placed(replace(recipe.model, load_format="dummy")), dataset=dataset)
     found = Rows.read(long, silent)
     load = workload.of_rows(recipe.trainer, found.task, found.train, recipe.seed)
     longest = min(-(-int(found.train.rows.lengths.max()) // BYTES), recipe.dataset.max_length)

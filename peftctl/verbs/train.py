@@ -24,21 +24,20 @@ from peftctl.models import base as models
 from peftctl.models.allocator import keep_memory
 from peftctl.models.dummy import placed
 from peftctl.models.origin import ORIGIN, origin, origin_bytes
-from peftctl.planning.estimate import Estimate
 from peftctl.recipe import Recipe
 from peftctl.training import checkpoint, filesystem, storage
 from peftctl.training.journal import Journal
 from peftctl.training.loop import Progress
 from peftctl.training.loop import train as loop
-from peftctl.training.memory import peak_memory
 from peftctl.training.packing import choose
 from peftctl.training.signals import Stop
 from peftctl.training.speed import once, quickened
 from peftctl.verbs import provenance
 from peftctl.verbs.events import Listen, silent, speaker
 from peftctl.verbs.facts import facts_of
-from peftctl.verbs.forecast import compared, forecast
+from peftctl.verbs.forecast import forecast
 from peftctl.verbs.hints import Hints, memory_watched
+from peftctl.verbs.outcome import outcome
 from peftctl.verbs.overview import Overview
 from peftctl.verbs.rows import Rows, refuse_longer
 from peftctl.verbs.run_folder import RunFolder
@@ -68,7 +67,8 @@ def train(
         Interrupted: after a signal; what was done is saved.
     """
     started = time.perf_counter()
-    recipe = stand_in(recipes.coerce(recipe))
+    recipe = recipes.coerce(recipe)
+    recipe = replace(recipe, model=placed(recipe.model))
     folder = RunFolder(output or recipe.output)
     keep_memory()
     with Stop() as stop, ExitStack() as during:
@@ -211,11 +211,6 @@ def write_adapter(folder: Path, *, recipe: Recipe, base: models.Base, rows: Rows
     filesystem.write(folder / "README.md", [card(facts_of(recipe, base.name, rows.counts(), rows.task.head)).encode()])
 
 
-def stand_in(recipe: Recipe) -> Recipe:
-    """The recipe with a stand-in for its base where it asks for one (`load_format: dummy`)."""
-    return replace(recipe, model=placed(recipe.model)) if recipe.model.load_format == "dummy" else recipe
-
-
 def refuse_foreign(folder: RunFolder, recipe: Recipe, resume: bool) -> None:
     """Raise RunError when the folder holds something else than this run, or this run without `resume`."""
     if not folder.exists:
@@ -250,37 +245,3 @@ def processes(recipe: Recipe) -> Any:
     if accelerator.distributed_type not in plain:
         raise RunError(f"{accelerator.distributed_type.value}: not supported yet", "launch with plain data parallelism")
     return accelerator
-
-
-def outcome(
-    folder: RunFolder, plan: Overview, progress: Progress, seconds: float, foreseen: Estimate | None, listen: Listen
-) -> dict[str, Any]:
-    """What a finished run is worth telling."""
-    size = sum(file.stat().st_size for file in folder.adapter.glob("*.safetensors"))
-    memory = peak_memory()
-    if foreseen is not None:
-        said = {"peak": memory, "predicted": foreseen.peak}
-        folder.write_json(folder.provenance, {**folder.read_provenance(), "memory": said})
-    record = {
-        "path": str(folder.path),
-        "adapter": str(folder.adapter),
-        "steps": progress.step,
-        "best_step": progress.best_step,
-        "eval_loss": progress.best_loss,
-        "tokens": progress.tokens,
-        "seconds": round(seconds, 1),
-        "training_seconds": round(progress.seconds, 1),
-        "tokens_per_second": round(progress.tokens / progress.seconds) if progress.seconds else None,
-        "peak_memory": memory,
-        "predicted_memory": foreseen.peak if foreseen else None,
-        "adapter_bytes": size,
-        "trainable_parameters": plan.trainable,
-    }
-    rows = [
-        ["adapter", f"{folder.adapter}  ({size / 2**20:.1f} MiB)"],
-        ["steps", f"{progress.step}" + (f", best {progress.best_step}" if progress.best_step else "")],
-        ["time", f"{seconds:.0f} s, {record['tokens_per_second']} tokens/s in training"],
-        ["memory", compared(memory, foreseen)],
-    ]
-    listen({"event": "trained", "rows": rows})
-    return record
