@@ -21,10 +21,11 @@ from peftctl.methods import load
 from peftctl.models import base as models
 from peftctl.models.head import CAUSAL, PICTURES, Head
 
-TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
 """By the dtype that weights were rounded to. 32 bits: the largest difference of a logit, relative to the largest logit
 (at least 1), which is what sums in another order differ by. 16 bits: the norm of all differences relative to that of
-all logits (a root mean square of at least 1), 2 epsilons; rounding adds up over the layers of a deep model, and single
+all logits (a root mean square of at least 1), 4 epsilons; rounding adds up over the layers of a deep model (0.013 to
+0.019 of SmolLM2-135M, which has thirty), and single
 logits stray by more."""
 
 
