@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from peftctl.errors import OutOfMemory
+from peftctl.models.quiet import Say, reason
 from peftctl.planning import workload
 from peftctl.planning.estimate import Estimate, estimate
 from peftctl.recipe import Recipe
@@ -18,15 +19,16 @@ SURE = 0.85
 """Share of an estimate that a run needs at least."""
 
 
-def forecast(recipe: Recipe, rows: Rows) -> Estimate | None:
-    """What the run needs; None where that cannot be told.
+def forecast(recipe: Recipe, rows: Rows, say: Say) -> Estimate | None:
+    """What the run needs; None where that cannot be told, which `say` hears of.
 
     Raises OutOfMemory when it cannot fit the memory that is free.
     """
     try:
         load = workload.of_rows(recipe.trainer, rows.task, rows.train, recipe.seed)
         found = estimate(recipe, load.task, load.batch)
-    except Exception:  # foreign models do what they like without content: they are trained all the same
+    except Exception as error:  # foreign models do what they like without content: they are trained all the same
+        say(f"memory is not predicted: {reason(error)}")
         return None
     free = available(found.device)
     if free is not None and SURE * found.peak > free:

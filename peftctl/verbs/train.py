@@ -82,7 +82,7 @@ def train(
         if folder.finished and not dry_run:
             return unchanged(folder, recipe, rows, listen)
         polled(stop, *BEFORE)
-        foreseen = forecast(recipe, rows) if accelerator.is_main_process else None
+        foreseen = forecast(recipe, rows, speaker(listen)) if accelerator.is_main_process else None
         torch.manual_seed(recipe.seed)  # the start of a new head
         base = models.load(recipe.model, rows.task.head, say=speaker(listen))
         polled(stop, *BEFORE)
