@@ -46,19 +46,19 @@ class Plain:
     @staticmethod
     def gate(g: Tensor, u: Tensor, activation: Activation) -> Tensor:
         """activation(g) u."""
-        return acted(g, activation).to(u.dtype) * u
+        return acted(g, activation).mul_(u)
 
     @staticmethod
     def gate_backward_(da: Tensor, g: Tensor, u: Tensor, activation: Activation) -> None:
         """g and u become their gradients, da [n, width] what `gate` had returned."""
-        with torch.enable_grad():
-            exact = g.detach().float().clone().requires_grad_()
-            a = acted(exact, activation)
-        (dg,) = torch.autograd.grad(a, exact, da.float() * u.float())
-        a = a.detach()
-        du, out = da.float() * a, a.to(u.dtype) * u
-        for into, made in ((da, out), (g, dg), (u, du)):
-            into.copy_(made)
+        a = acted(g, activation)
+        if activation == "silu":
+            torch.ops.aten.silu_backward.grad_input(da * u, g, grad_input=g)
+        else:
+            torch.ops.aten.gelu_backward.grad_input(da * u, g, approximate="tanh", grad_input=g)
+        out = a * u
+        torch.mul(da, a, out=u)
+        da.copy_(out)
 
     @staticmethod
     def arrange(x: Tensor, index: Tensor, turn: tuple[Tensor, Tensor] | None, scale: float = 1.0) -> Tensor:
@@ -67,12 +67,15 @@ class Plain:
         `index` [n, length] says which token stands where; -1 is padding, and zero.
         """
         if turn is not None:
-            cos, sin = (one[:, None].float() for one in turn)
-            low, high = x.float().chunk(2, dim=-1)
-            x = (x.float() * cos + torch.cat([-high, low], dim=-1) * sin).mul_(scale).to(x.dtype)
-        elif scale != 1:
+            cos, sin = (one[:, None] for one in turn)
+            low, high = x.chunk(2, dim=-1)
+            x = (x * cos).addcmul_(torch.cat([-high, low], dim=-1), sin)
+        if scale != 1:
             x = x * scale
-        rows = x[index.clamp(min=0)].mul_((index >= 0)[..., None, None])
+        tokens, heads, width = x.shape
+        rows = x.reshape(tokens, -1).index_select(0, index.clamp(min=0).flatten()).view(*index.shape, heads, width)
+        if bool((index < 0).any()):
+            rows.mul_((index >= 0)[..., None, None])
         return rows.transpose(1, 2).contiguous()
 
     @staticmethod
@@ -84,12 +87,10 @@ class Plain:
         tokens = index[there]
         x = rows.transpose(1, 2)[there]
         if turn is not None:
-            cos, sin = (one[tokens, None].float() for one in turn)
-            low, high = (x.float() * sin).chunk(2, dim=-1)
-            x = (x.float() * cos + torch.cat([high, -low], dim=-1)).mul_(scale).to(x.dtype)
-        elif scale != 1:
-            x = x * scale
-        out[tokens] = x
+            cos, sin = (one[tokens, None] for one in turn)
+            low, high = (x * sin).chunk(2, dim=-1)
+            x = (x * cos).add_(torch.cat([high, -low], dim=-1))
+        out[tokens] = x * scale if scale != 1 else x
 
     @staticmethod
     def attend_(p: Tensor, queries: int, offset: int, window: int) -> None:
@@ -97,23 +98,22 @@ class Plain:
 
         Query i sees the keys up to offset + i, the last `window` of them if that is not 0.
         """
-        p.masked_fill_(~visible(p, queries, offset, window), float("-inf"))
-        p.copy_(p.float().softmax(dim=-1))
+        torch.softmax(p.add_(hidden(p, queries, offset, window)), dim=-1, out=p)
 
     @staticmethod
     def attend_backward_(d: Tensor, p: Tensor, queries: int, offset: int, window: int) -> None:
         """Gradients of the probabilities become those of the scores."""
-        exact = d.float()
-        d.copy_(p.float() * (exact - (exact * p.float()).sum(-1, keepdim=True)))
+        torch.ops.aten._softmax_backward_data.out(d, p, -1, p.dtype, grad_input=d)
 
 
-def visible(p: Tensor, queries: int, offset: int, window: int) -> Tensor:
-    """Which keys each row of `p` sees [rows, keys]."""
+def hidden(p: Tensor, queries: int, offset: int, window: int) -> Tensor:
+    """Minus infinity for the keys that a row of `p` does not see, else 0 [rows, keys]."""
     last = offset + torch.arange(p.shape[1], device=p.device)[:, None] % queries
     keys = torch.arange(p.shape[2], device=p.device)
-    return (keys <= last) & (keys > last - window) if window else keys <= last
+    seen = (keys <= last) & (keys > last - window) if window else keys <= last
+    return torch.zeros(seen.shape, dtype=p.dtype, device=p.device).masked_fill_(~seen, float("-inf"))
 
 
 def acted(g: Tensor, activation: Activation) -> Tensor:
-    """In float32."""
-    return F.silu(g.float()) if activation == "silu" else F.gelu(g.float(), approximate="tanh")
+    """The activation."""
+    return F.silu(g) if activation == "silu" else F.gelu(g, approximate="tanh")
