@@ -87,7 +87,7 @@ class Classifying(Task):
 
     def trains(self, method: Method, base: Base, say: Say = silent) -> Method:
         """The method with the head among the modules that it trains whole."""
-        refuse_decoder(base)
+        refuse_unsupported(base)
         if method.in_place:
             return method
         if "modules_to_save" not in [each.name for each in fields(method)]:
@@ -98,7 +98,7 @@ class Classifying(Task):
         return replace(named, modules_to_save=list(entries))  # type: ignore[no-any-return]
 
     def rows(self, prepared: Prepared, base: Base) -> Sequence[Encoded]:
-        refuse_decoder(base)
+        refuse_unsupported(base)
         return prepared.rows
 
     def answers(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -116,11 +116,15 @@ class Classifying(Task):
         return logits[wanted].float(), batch["labels"][wanted]
 
 
-def refuse_decoder(base: Base) -> None:
-    """Raise ModelError for a model with an encoder and a decoder: it reads a text twice, each in a way of its own."""
+def refuse_unsupported(base: Base) -> None:
+    """Raise ModelError for a model with an encoder and a decoder, which reads a text twice, each in a way of its own,
+    and for one that classifies by its last position (XLNet), which is padding beside a longer row.
+    """
+    hint = "choose an encoder, such as BERT, or a causal language model"
     if base.model.config.is_encoder_decoder:
-        text = f"{base.name}: classifies by a decoder beside its encoder, which is not supported"
-        raise ModelError(text, "choose an encoder, such as BERT, or a causal language model")
+        raise ModelError(f"{base.name}: classifies by a decoder beside its encoder, which is not supported", hint)
+    if getattr(base.model.config, "summary_type", None) == "last":
+        raise ModelError(f"{base.name}: classifies by its last position, padding or not", hint)
 
 
 def modules_of_head(base: Base) -> list[str]:

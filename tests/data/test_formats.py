@@ -185,6 +185,7 @@ def test_what_is_mapped_is_meant() -> None:
         ("text_label", {"text": "a", "label": "b"}, Labelled(AT, "a", "b")),
         ("text_label", {"text": "a", "label": 0, "text_pair": "c"}, Labelled(AT, "a", 0, "c")),
         ("text_label", {"text": "a", "label": "1"}, Labelled(AT, "a", "1")),
+        ("text_label", {"text": "a", "label": " b\n"}, Labelled(AT, "a", "b")),
         ("tokens_tags", {"tokens": ["a", "b"], "tags": ["O", "B-X"]}, Tagged(AT, ["a", "b"], ["O", "B-X"])),
         ("tokens_tags", {"tokens": ["a"], "ner_tags": [3], "tags": None}, Tagged(AT, ["a"], [3])),
         ("tokens_tags", {"tokens": ["a"], "labels": [0]}, Tagged(AT, ["a"], [0])),

@@ -31,6 +31,8 @@ from transformers import (
     RobertaModel,
     T5Config,
     T5ForConditionalGeneration,
+    XLNetConfig,
+    XLNetModel,
 )
 
 import peftctl
@@ -347,6 +349,10 @@ def test_what_cannot_be(recipe: Callable[..., Any], tmp_path: Path):
     tiny_chat.tokenizer().save_pretrained(tmp_path / "t5")
     with pytest.raises(ModelError, match="classifies by a decoder beside its encoder"):
         peftctl.train({**recipe("bert", lora), "model": {"name_or_path": str(tmp_path / "t5"), "device": "cpu"}})
+    XLNetModel(XLNetConfig(vocab_size=96, d_model=32, n_layer=1, n_head=4, d_inner=48)).save_pretrained(tmp_path / "x")
+    tiny_chat.tokenizer().save_pretrained(tmp_path / "x")
+    with pytest.raises(ModelError, match="classifies by its last position, padding or not"):
+        peftctl.train({**recipe("bert", lora), "model": {"name_or_path": str(tmp_path / "x"), "device": "cpu"}})
     with pytest.raises(peftctl.PeftctlError, match="is no causal language model"):
         peftctl.train(recipe("bert", lora, trainer={"task": "sft"}))
     tiny_chat.write_rows(tmp_path / "held-out.jsonl", [{"text": "a", "label": "other"}])

@@ -15,7 +15,7 @@ def read(row: Row, problems: Problems) -> Labelled:
         problems.append(Problem(f"{row.place}: label: expected a text or a whole number; got {kind(label)}"))
     elif isinstance(label, str) and not label.strip():
         problems.append(Problem(f"{row.place}: label: is empty"))
-    return Labelled(row.place, text, label, pair)
+    return Labelled(row.place, text, label.strip() if isinstance(label, str) else label, pair)
 
 
 TEXT_LABEL = Form(name="text_label", required=("text", "label"), optional=("text_pair",), read=read)
