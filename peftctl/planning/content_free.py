@@ -12,6 +12,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 
+class ContentFree(FakeTensorMode):  # type: ignore[no-untyped-call]
+    """The mode of one plan. A tensor's copy belongs to the same mode: a copied mode would free what the first holds."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ContentFree:
+        return self
+
+
 @contextmanager
 def content_free(device: torch.device) -> Iterator[FakeTensorMode]:
     """Inside, every new tensor has no content, and lies on `device` where nobody says otherwise.
@@ -20,7 +27,7 @@ def content_free(device: torch.device) -> Iterator[FakeTensorMode]:
     """
     here = device if device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_available()) else "cpu"
     with (
-        FakeTensorMode(allow_non_fake_inputs=True) as mode,
+        ContentFree(allow_non_fake_inputs=True) as mode,
         torch.device(here),
         patch.object(nn.Module, "_apply", applied),
         torch.random.fork_rng(devices=[]),

@@ -7,12 +7,12 @@ tensor's storage is booked when it appears and struck off when Python lets go of
 from __future__ import annotations
 
 import math
+import weakref
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
@@ -22,9 +22,6 @@ aten = torch.ops.aten
 FREE = {aten.empty, aten.empty_like, aten.new_empty, aten.empty_strided, aten.new_empty_strided, aten.detach}
 """Operations that move no bytes."""
 
-
-OFTEN = 16
-"""Operations after which it is looked who is still alive; always before more is held than ever."""
 
 DEVICE = torch.ops.prim.device.default
 """No operation: Python has asked where a tensor is."""
@@ -53,13 +50,13 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Bytes of all storages that have come."""
         self._known: dict[int, str] = {}
         """Heading of each storage."""
-        self._watched: dict[int, tuple[StorageWeakRef, int]] = {}
-        """Of each storage alive whether it still is, and its bytes. Python's own weak references to storages, with
-        something to do when they go, have torch write where it must not."""
+        self._watched: dict[int, weakref.finalize[Any, Any]] = {}
         self._total = self._kept = 0
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for watch in self._watched.values():  # a storage that is freed later, with a watch on it, brings torch down
+            watch.detach()
         self._watched.clear()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
@@ -70,8 +67,6 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if result is NotImplemented:
             result = func(*args, **kwargs)
         self.work(func, args, kwargs, result)
-        if self.calls % OFTEN == 0:
-            self.strike()
         for tensor in tree_iter(result):
             if isinstance(tensor, torch.Tensor):
                 self.book(tensor)
@@ -122,21 +117,20 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         size = storage.nbytes()
         self._known[key] = self.heading
-        self._watched[key] = StorageWeakRef(storage), size  # type: ignore[no-untyped-call]
+        self._watched[key] = weakref.finalize(storage, self.strike, key, size)
+        self._watched[key].atexit = False
         self.live[self.heading] += size
         self._total += size
         self.made += size
         if self._total > self.moments.get(self.phase, Counter()).total():
-            self.strike()
-        if self._total > self.moments.get(self.phase, Counter()).total():
             self.moments[self.phase] = self.live.copy()
 
-    def strike(self) -> None:
-        """Strike off what nobody holds any more."""
-        for key in [key for key, (storage, _) in self._watched.items() if storage.expired()]:  # type: ignore[no-untyped-call]
-            _, size = self._watched.pop(key)
-            self.live[self._known.pop(key)] -= size
-            self._total -= size
+    def strike(self, key: int, size: int) -> None:
+        """Nobody holds the storage any more."""
+        del self._watched[key]
+        heading = self._known.pop(key)
+        self.live[heading] -= size
+        self._total -= size
 
     def move(self, tensor: torch.Tensor | None, heading: str) -> None:
         """Book a storage under another heading."""

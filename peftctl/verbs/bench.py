@@ -50,6 +50,7 @@ def bench(
         "tokens_per_second": sum(event["tokens"] for event in measured) / sum(seconds),
         "step_seconds": {"median": median(seconds), "least": min(seconds), "most": max(seconds), "all": seconds},
         "peak_memory": result["peak_memory"],
+        "predicted_memory": result["predicted_memory"],
     }
 
 

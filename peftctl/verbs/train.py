@@ -35,6 +35,7 @@ from peftctl.training.speed import once, quickened
 from peftctl.verbs import provenance
 from peftctl.verbs.events import Listen, silent, speaker
 from peftctl.verbs.facts import facts_of
+from peftctl.verbs.forecast import forecast
 from peftctl.verbs.hints import Hints, memory_watched
 from peftctl.verbs.outcome import outcome
 from peftctl.verbs.overview import Overview
@@ -81,6 +82,7 @@ def train(
         if folder.finished and not dry_run:
             return unchanged(folder, recipe, rows, listen)
         polled(stop, *BEFORE)
+        foreseen = forecast(recipe, rows, speaker(listen)) if accelerator.is_main_process else None
         torch.manual_seed(recipe.seed)  # the start of a new head
         base = models.load(recipe.model, rows.task.head, say=speaker(listen))
         polled(stop, *BEFORE)
@@ -105,7 +107,7 @@ def train(
         with folder.locked() if accelerator.is_main_process else nullcontext():
             progress = run(recipe, base, method, rows, packing, folder, resume, accelerator, stop, listen)
         seconds = time.perf_counter() - started
-        return outcome(folder, plan, progress, seconds, listen)
+        return outcome(folder, plan, progress, seconds, foreseen, listen)
 
 
 def run(

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 import peftctl
+from peftctl.errors import OutOfMemory
+from peftctl.verbs import forecast
 from peftctl.verbs.bench import bench
 from peftctl.verbs.plan import plan
 
@@ -51,6 +53,23 @@ def test_what_cannot_be_made_fit_ends_in_4(cli: Callable[..., SimpleNamespace]):
     assert cli("plan", "llama7b-qlora", "--fit", "much").code == 2
 
 
+def test_a_run_compares_and_keeps_what_was_foreseen(made: Callable[..., Any], tmp_path: Path):
+    told: list[dict[str, Any]] = []
+    result = peftctl.train(made(trainer={"steps": 1}), output=tmp_path / "run", listen=told.append)
+    assert result["predicted_memory"] > 0
+    [rows] = [dict(event["rows"]) for event in told if event["event"] == "trained"]
+    assert "GiB, predicted" in rows["memory"]
+    kept = json.loads((tmp_path / "run" / "provenance.json").read_text())["memory"]
+    assert kept == {"peak": result["peak_memory"], "predicted": result["predicted_memory"]}
+
+
+def test_what_cannot_fit_is_not_loaded(made: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(forecast, "available", lambda device: 2**20)
+    with pytest.raises(OutOfMemory, match=r"does not fit: about .* GiB needed, 0\.0 free on cpu"):
+        peftctl.train(made(), output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_few_steps_are_measured_and_nothing_is_kept(made: Callable[..., Any], tmp_path: Path):
     recipe = made(dataset={"train": "not-here.jsonl", "max_length": 24}, model={"load_format": "dummy"})
     found = bench(recipe, steps=3)
@@ -84,10 +103,6 @@ def test_the_plan_is_right(method: dict[str, Any], trainer: dict[str, Any], tmp_
         "output": "run",
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-
-    def peak(verb: str) -> Any:
-        words = [sys.executable, "-m", "peftctl", verb, "recipe.yaml", "--json"]
-        done = json.loads(subprocess.run(words, cwd=tmp_path, capture_output=True, check=True).stdout)
-        return done["peak_memory"] if verb == "train" else done["peak"]
-
-    assert 0.95 <= peak("plan") / peak("train") <= 1.15
+    words = [sys.executable, "-m", "peftctl", "train", "recipe.yaml", "--json"]
+    done = json.loads(subprocess.run(words, cwd=tmp_path, capture_output=True, check=True).stdout)
+    assert 0.95 <= done["predicted_memory"] / done["peak_memory"] <= 1.15
