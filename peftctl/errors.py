@@ -9,6 +9,7 @@
     ├── StorageError          the disk: full, read-only, a damaged checkpoint
     ├── RunError              a run folder in the wrong state: finished, unfinished, locked
     ├── NonFiniteError        a loss, gradient or weight that is not a number
+    ├── NothingLearned        training that changed nothing
     ├── OutOfMemory           it does not fit the memory of the device; exit 4
     ├── GateFailed            a figure on the wrong side of a gate of the recipe; exit 3
     └── Interrupted           stopped by a signal, saved and resumable; exit 75
@@ -80,6 +81,10 @@ class RunError(PeftctlError):
 
 class NonFiniteError(PeftctlError):
     """A loss, gradient or weight that is not a finite number."""
+
+
+class NothingLearned(PeftctlError):
+    """Training that changed nothing: its adapter would do what the base does."""
 
 
 class OutOfMemory(PeftctlError):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -50,11 +50,20 @@ def save(model: nn.Module, folder: str | Path, name: str = "default") -> Path:
 def write(
     folder: Path, config: Mapping[str, Any], files: Mapping[str, Mapping[str, Tensor]], place: str | Path
 ) -> None:
-    """Write an adapter's config and tensor files; raises StorageError, about `place`, when the disk refuses."""
+    """Write an adapter's config and tensor files, and read the tensors back.
+
+    Raises StorageError, about `place`, when the disk refuses, or gives back something else.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, tensors in files.items():
             save_file(dict(tensors), folder / name, metadata={"format": "pt"})
+            with safe_open(folder / name, "pt") as file:
+                wrong = [key for key, tensor in tensors.items() if not torch.equal(file.get_tensor(key), tensor.cpu())]
+            if wrong:
+                raise StorageError.of(
+                    [Problem(f"{place}: `{key}` does not read back as it was written") for key in wrong]
+                )
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
         for name in files:
             shutil.copymode(folder / CONFIG, folder / name)  # safetensors lets nobody else read what it writes

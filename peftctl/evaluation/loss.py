@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,18 @@ from peftctl.tasks.task import Batch
 
 @torch.no_grad()
 def means(
-    model: nn.Module, task: Task, rows: Sequence[Encoded], batch_size: int, pad_id: int, accelerator: Any
+    model: nn.Module,
+    task: Task,
+    rows: Sequence[Encoded],
+    batch_size: int,
+    pad_id: int,
+    accelerator: Any,
+    poll: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     """The mean `loss` of `rows` as `task` weighs them, over all processes, and its other figures.
 
-    The model's mode stays as it was. Rows go in order of length, so that little is padded.
+    The model's mode stays as it was. Rows go in order of length, so that little is padded. `poll` is called before
+    every batch and may raise.
     """
     ordered = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     batches = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
@@ -35,6 +42,7 @@ def means(
     totals: dict[str, Tensor] = {}
     with evaluating(model):
         for chosen in own:
+            poll()
             add(totals, {key: value.double().cpu() for key, value in task.sums(model, made(chosen) | known).items()})
     return reduced(totals, weight, accelerator)
 

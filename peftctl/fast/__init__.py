@@ -49,3 +49,4 @@ def faster(model: nn.Module, say: Callable[[str], None]) -> Iterator[Trunk | Non
         del vars(model)["soften"]
         if trunk is not None:
             del vars(trunk.model)["forward"]
+            trunk.remembered.file.close()

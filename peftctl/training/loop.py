@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -17,24 +18,15 @@ from peftctl.data.batches import Layout, Packing, Part, order, rows_per_epoch
 from peftctl.data.encode import Encoded
 from peftctl.engine.attach import live, trained
 from peftctl.engine.method import Method
-from peftctl.errors import Interrupted, NonFiniteError
+from peftctl.errors import Interrupted, NonFiniteError, NothingLearned, StorageError
 from peftctl.evaluation.loss import add, looked_ahead, means, reduced
 from peftctl.training import checkpoint, snapshot
 from peftctl.training.memory import peak_memory
 from peftctl.training.optimizer import build_optimizer, build_schedule
+from peftctl.training.progress import Progress, marks
+from peftctl.training.saver import Saver
 from peftctl.training.signals import Stop
 from peftctl.training.trainer import Trainer, peak_rate, total_steps
-
-
-class Progress(NamedTuple):
-    """What the loop carries from step to step beside weights and optimizer; a checkpoint stores it."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    best_loss: float | None = None
-    best_step: int | None = None
-    evaluations_since_best: int = 0
 
 
 def train(
@@ -61,7 +53,8 @@ def train(
     where the task does not say otherwise, over all micro-batches and processes. The order of rows is a function of
     (seed, epoch) and a checkpoint holds everything else that changes, so a resumed run is the uninterrupted one.
     Checkpoints go to `folder`.
-    Raises NonFiniteError on a loss or gradient that is no number, Interrupted on a signal, both after saving.
+    Raises, each after saving: Interrupted on a signal, NonFiniteError on a loss or gradient that is no number,
+    NothingLearned when the adapter ends as it began. Raises StorageError when the disk refuses three saves in a row.
     """
     from accelerate.utils import gather_object, set_seed
 
@@ -94,27 +87,81 @@ def train(
         resume_from.restore_rng(rank)  # last: whatever is built draws random numbers
         progress = Progress(**resume_from.state["progress"])
 
-    def save(progress: Progress) -> None:
-        rng = gather_object([snapshot.rng_state()])
+    began = resume_from.state["began"] if resume_from is not None else marks(parameters)
+    saver = Saver(log)
+
+    def commit(progress: Progress, rng: list[Any]) -> Path:
+        return checkpoint.save(
+            folder,
+            progress.step,
+            trainable=live(model),
+            optimizer=update,
+            names=names,
+            scheduler=schedule,
+            state={"progress": progress._asdict(), "began": began},
+            write_adapter=write_adapter,
+            rng=rng,
+        )
+
+    def save(progress: Progress) -> bool:
+        """Whether it is on the disk; one process writes, all know."""
+        rng, saved = gather_object([snapshot.rng_state()]), True
         if accelerator.is_main_process:
             with stop.deferred():
-                path = checkpoint.save(
-                    folder,
-                    progress.step,
-                    trainable=live(model),
-                    optimizer=update,
-                    names=names,
-                    scheduler=schedule,
-                    state={"progress": progress._asdict()},
-                    write_adapter=write_adapter,
-                    rng=rng,
-                )
-                checkpoint.prune(folder, trainer.keep, progress.best_step)
-            log({"event": "saved", "step": progress.step, "path": str(path)})
-        accelerator.wait_for_everyone()
+                prune = partial(checkpoint.prune, folder, trainer.keep, progress.best_step)
+                saved = saver.save(progress.step, partial(commit, progress, rng), prune)
+        return bool(gather_object([saved])[0])
 
+    def leave(progress: Progress, asked: str, saved: bool) -> NoReturn:
+        """Stop as a signal asked."""
+        what = f"stopped by {asked} after step {progress.step} of {steps}"
+        if not saved:
+            raise StorageError(f"{what}, not saved: the disk refused", "make room, then go on with `--resume`")
+        raise Interrupted(f"{what}, saved", "go on with `--resume`")
+
+    def due(progress: Progress) -> bool:
+        """Whether an evaluation is."""
+        at = progress.step % eval_every == 0 or progress.step == steps
+        return bool(eval_rows) and at and progress.evaluated < progress.step
+
+    def evaluate(progress: Progress) -> Progress:
+        def poll() -> None:  # it may take long, and nothing of it is kept; several processes end it together
+            if world == 1 and stop.requested:
+                leave(progress, stop.requested, save(progress))
+
+        found = {
+            name: means(model, task, eval_set, trainer.micro_batch_size, pad_id, accelerator, poll)
+            for name, eval_set in eval_rows.items()
+        }
+        first = next(iter(found.values()))  # the first set says what is best
+        progress = progress.judged(first["loss"])
+        told = {"step": progress.step, **first, "best": progress.best_step == progress.step}
+        losses = {name: one["loss"] for name, one in found.items()}
+        log({"event": "eval", **told, **({"losses": losses} if len(losses) > 1 else {})})
+        return progress
+
+    def over(progress: Progress) -> bool:
+        early = trainer.early_stopping is not None and progress.evaluations_since_best >= trainer.early_stopping
+        return progress.step == steps or early
+
+    def closed(progress: Progress) -> Progress:
+        """After what is due when a step is done: evaluate, save, stop."""
+        before = progress
+        progress = evaluate(progress) if due(progress) else progress
+        asked = signalled(stop, accelerator)
+        best = progress.best_step == progress.step
+        if progress.step % save_every == 0 or best or over(progress) or asked:
+            saved = save(progress)
+            if best and not saved:  # there is no going back to it
+                progress = progress._replace(best_loss=before.best_loss, best_step=before.best_step)
+            if asked and not over(progress):
+                leave(progress, asked, saved)
+        return progress
+
+    if due(progress):  # a signal came in the midst of it
+        progress = closed(progress)
     planned, plan = -1, []
-    while progress.step < steps:
+    while not over(progress):
         epoch, position = divmod(progress.step, per_epoch)
         if epoch != planned:
             planned, plan = epoch, order(parts, trainer.batch_size, seed, epoch)
@@ -138,12 +185,13 @@ def train(
         mean = figures.pop("loss")
         norm = float(accelerator.clip_grad_norm_(parameters.values(), trainer.clip_norm or math.inf))
         if not (math.isfinite(mean) and math.isfinite(norm)):
-            save(progress)
-            what = f"loss {mean:g}, gradient norm {norm:g}"
-            raise NonFiniteError(
-                f"step {progress.step + 1}: {what}: not a finite number; the state before it is saved in `{folder}`",
-                "lower `trainer.learning_rate`, or use `model.dtype: bfloat16` where it is float16",
-            )
+            what = f"step {progress.step + 1}: loss {mean:g}, gradient norm {norm:g}: not a finite number"
+            told = f"; the state before it is saved in `{folder}`" if save(progress) else ""
+            hint = "lower `trainer.learning_rate`, or use `model.dtype: bfloat16` where it is float16"
+            raise NonFiniteError(f"{what}{told}", hint)
+        if norm == 0 and progress.step == 0:
+            hint = "`method.target_modules` must name modules between the inputs and the loss"
+            raise NothingLearned("step 1: no gradient reached what is trained", hint)
 
         # update
         learning_rate = schedule.get_last_lr()[0]
@@ -173,38 +221,14 @@ def train(
             }
         )
 
-        # evaluate, save, stop
-        last = progress.step == steps
-        if eval_rows and (progress.step % eval_every == 0 or last):
-            found = {
-                name: means(model, task, eval_set, trainer.micro_batch_size, pad_id, accelerator)
-                for name, eval_set in eval_rows.items()
-            }
-            first = next(iter(found.values()))  # the first set says what is best
-            progress = judged(progress, first["loss"])
-            told = {"step": progress.step, **first, "best": progress.best_step == progress.step}
-            losses = {name: one["loss"] for name, one in found.items()}
-            log({"event": "eval", **told, **({"losses": losses} if len(losses) > 1 else {})})
-            last = last or progress.evaluations_since_best == trainer.early_stopping
-        asked = signalled(stop, accelerator)
-        if progress.step % save_every == 0 or progress.best_step == progress.step or last or asked:
-            save(progress)
-        if asked and not last:
-            what = f"stopped by {asked} after step {progress.step} of {steps}, saved"
-            raise Interrupted(what, "go on with `--resume`")
-        if last:
-            break
+        progress = closed(progress)
 
     if trainer.keep_best and progress.best_step is not None and progress.best_step != progress.step:
         checkpoint.restore_weights(checkpoint.at(folder, progress.best_step), live(model))
+    if marks(parameters) == began:
+        what = f"step {progress.step}: what was trained is as it was before the first step"
+        raise NothingLearned(what, "raise `trainer.learning_rate`: small changes of bfloat16 weights are rounded away")
     return progress
-
-
-def judged(progress: Progress, loss: float) -> Progress:
-    """`progress` after an evaluation: a new best step, or one more without one."""
-    if progress.best_loss is None or loss < progress.best_loss:
-        return progress._replace(best_loss=loss, best_step=progress.step, evaluations_since_best=0)
-    return progress._replace(evaluations_since_best=progress.evaluations_since_best + 1)
 
 
 def signalled(stop: Stop, accelerator: Any) -> str | None:

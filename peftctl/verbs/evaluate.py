@@ -39,11 +39,13 @@ from peftctl.verbs.asked import Asked, command, settings, unmeasured_gates
 from peftctl.verbs.events import Listen, silent, speaker, ticker
 from peftctl.verbs.past import earlier, model_of
 from peftctl.verbs.rows import EvalSet, evaluation_rows, knowing, refuse_longer
+from peftctl.verbs.signalled import stoppable
 from peftctl.verbs.target import Target, open_target
 
 ADAPTER = "adapter"
 
 
+@stoppable
 def evaluate(
     target: str,
     *,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from peftctl.planning.estimate import Estimate
-from peftctl.training.loop import Progress
 from peftctl.training.memory import peak_memory
+from peftctl.training.progress import Progress
 from peftctl.verbs.events import Listen
 from peftctl.verbs.forecast import compared
 from peftctl.verbs.overview import Overview

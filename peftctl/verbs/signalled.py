@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
 from peftctl.data.survey import Meter
 from peftctl.errors import NothingSaved
 from peftctl.training.signals import Stop
-from peftctl.verbs.events import Listen
+from peftctl.verbs.events import Event, Listen, silent
 
 EVERY = 500
 """Rows after which a signal is looked for, and progress told."""
@@ -21,6 +25,29 @@ def polled(stop: Stop, outcome: str, hint: str) -> None:
     """Raise NothingSaved when a signal came: that it `stopped by SIGNAL`, what came of it, and what to do."""
     if stop.requested:
         raise NothingSaved(f"stopped by {stop.requested}{outcome}", hint)
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def stoppable(verb: Callable[P, R]) -> Callable[P, R]:
+    """`verb`, which writes at its end alone, looks for a signal whenever it tells how far it is."""
+
+    @wraps(verb)
+    def stopped(*args: P.args, **given: P.kwargs) -> R:
+        told: Any = given.get("listen", silent)
+        with Stop() as stop:
+
+            def listen(event: Event) -> None:
+                if event["event"] in ("progress", "note"):
+                    polled(stop, "; nothing was written", "run the same command again")
+                told(event)
+
+            given["listen"] = listen
+            return verb(*args, **given)
+
+    return stopped
 
 
 def meter(stop: Stop, listen: Listen) -> Meter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -15,6 +15,7 @@ import torch
 
 from peftctl import recipe as recipes
 from peftctl.data.batches import Packing, rows_per_epoch
+from peftctl.engine.attach import trained
 from peftctl.engine.disk import save
 from peftctl.engine.method import Method
 from peftctl.errors import RunError
@@ -23,16 +24,17 @@ from peftctl.exports.diffusers_lora import obstacle, write_lora
 from peftctl.models import base as models
 from peftctl.models.allocator import keep_memory
 from peftctl.models.dummy import placed
-from peftctl.models.origin import ORIGIN, origin, origin_bytes
+from peftctl.models.origin import ORIGIN, origin_bytes
 from peftctl.recipe import Recipe
 from peftctl.training import checkpoint, filesystem, storage
 from peftctl.training.journal import Journal
-from peftctl.training.loop import Progress
 from peftctl.training.loop import train as loop
 from peftctl.training.packing import choose
+from peftctl.training.progress import Progress
+from peftctl.training.saver import short_of_room
 from peftctl.training.signals import Stop
 from peftctl.training.speed import once, quickened
-from peftctl.verbs import provenance
+from peftctl.verbs.begun import begin, compare, refuse_foreign, unchanged
 from peftctl.verbs.events import Listen, silent, speaker
 from peftctl.verbs.facts import facts_of
 from peftctl.verbs.forecast import forecast
@@ -43,7 +45,7 @@ from peftctl.verbs.rows import Rows, refuse_longer
 from peftctl.verbs.run_folder import RunFolder
 from peftctl.verbs.sample import sample_of
 from peftctl.verbs.signalled import BEFORE, meter, polled
-from peftctl.verbs.start import keep_start, planned_record, start
+from peftctl.verbs.start import keep_start, start
 
 
 def train(
@@ -51,6 +53,7 @@ def train(
     *,
     output: str | Path | None = None,
     resume: bool = False,
+    strict_resume: bool = False,
     dry_run: bool = False,
     listen: Listen = silent,
 ) -> dict[str, Any]:
@@ -60,6 +63,7 @@ def train(
         recipe: a Recipe, the path of a recipe file, the name of a bundled one, or its content as a mapping.
         output: the run folder, instead of the recipe's.
         resume: go on from the newest checkpoint that verifies.
+        strict_resume: the same, and refuse where what it depends on has changed, so that it cannot be bit for bit.
         dry_run: load everything, say what would happen, write nothing.
 
     Raises:
@@ -67,6 +71,7 @@ def train(
         Interrupted: after a signal; what was done is saved.
     """
     started = time.perf_counter()
+    resume = resume or strict_resume
     recipe = recipes.coerce(recipe)
     recipe = replace(recipe, model=placed(recipe.model))
     folder = RunFolder(output or recipe.output)
@@ -105,7 +110,9 @@ def train(
             sets = [rows.task.rows(part, base) for part in (rows.train, *rows.eval.values())]
             once(fast, base.model, rows.task, sets, base.tokenizer.pad_token_id, meter(stop, listen), say)
         with folder.locked() if accelerator.is_main_process else nullcontext():
-            progress = run(recipe, base, method, rows, packing, folder, resume, accelerator, stop, listen)
+            progress = run(
+                recipe, base, method, rows, packing, folder, resume, strict_resume, accelerator, stop, listen
+            )
         seconds = time.perf_counter() - started
         return outcome(folder, plan, progress, seconds, foreseen, listen)
 
@@ -118,6 +125,7 @@ def run(
     packing: Packing | None,
     folder: RunFolder,
     resume: bool,
+    strict: bool,
     accelerator: Any,
     stop: Stop,
     listen: Listen,
@@ -135,8 +143,9 @@ def run(
     if not accelerator.is_main_process:
         found, _ = checkpoint.latest(folder.checkpoints) if resume else (None, [])
     if found is not None:
-        for difference in found.changed_since(accelerator.device):
-            listen({"event": "warning", "text": f"going on, but not bit for bit: {difference}", "hint": None})
+        compare(found, folder, accelerator.device, strict, listen)
+    if room := short_of_room(folder.checkpoints, trained(base.model).values(), recipe.trainer.keep):
+        listen({"event": "warning", "text": room, "hint": "make room, or choose another place with `--output`"})
     if base.pipeline is not None and (why := obstacle(method, type(base.model).__name__)):
         say(why)
     write = partial(write_adapter, recipe=recipe, base=base, rows=rows)
@@ -170,36 +179,6 @@ def run(
     return progress
 
 
-def begin(
-    folder: RunFolder, recipe: Recipe, base: models.Base, method: Method, rows: Rows, say: Callable[[str], None]
-) -> checkpoint.Checkpoint | None:
-    """Write down what this run is, or find the checkpoint that an earlier one left."""
-    if not folder.exists:
-        record = {
-            "started": provenance.now(),
-            "seed": recipe.seed,
-            "base": origin(base.folder, base.name),
-            "data": rows.digests(),
-            "rows": rows.counts(),
-            "stop_ids": rows.train.stop_ids,
-            "chat_template": provenance.digest(rows.train.chat_template or ""),
-            "versions": provenance.versions(),
-            "hardware": provenance.hardware(),
-            **planned_record(method, recipe.method),
-        }
-        folder.write_json(folder.provenance, record)
-        storage.replace_atomically(folder.recipe, recipes.dump(recipe).encode())
-        return None
-    if rows.digests() != folder.read_provenance().get("data"):
-        raise RunError(f"{folder.path}: the data changed since this run began", "train anew with `--output`")
-    folder.refuse_other_base(base.folder, base.name)
-    found, skipped = checkpoint.latest(folder.checkpoints)
-    for path, why in skipped:
-        say(f"{path.name} is damaged and was skipped: {why}")
-    say(f"going on after step {found.step}" if found else "no checkpoint yet: starting at the first step")
-    return found
-
-
 def write_adapter(folder: Path, *, recipe: Recipe, base: models.Base, rows: Rows) -> None:
     """The adapter as a PEFT folder; beside it what it was trained on, the chat template and a model card."""
     save(base.model, folder)
@@ -209,30 +188,6 @@ def write_adapter(folder: Path, *, recipe: Recipe, base: models.Base, rows: Rows
     if rows.train.chat_template is not None:
         filesystem.write(folder / "chat_template.jinja", [rows.train.chat_template.encode()])
     filesystem.write(folder / "README.md", [card(facts_of(recipe, base.name, rows.counts(), rows.task.head)).encode()])
-
-
-def refuse_foreign(folder: RunFolder, recipe: Recipe, resume: bool) -> None:
-    """Raise RunError when the folder holds something else than this run, or this run without `resume`."""
-    if not folder.exists:
-        if not folder.empty:
-            raise RunError(f"{folder.path}: exists and is no run of peftctl", "choose another folder with `--output`")
-        return
-    changed = recipes.differences(recipes.read_run(folder.path), recipe)
-    state = "finished" if folder.finished else "an unfinished run is here"
-    if changed:
-        text = f"{folder.path}: {state}, with another recipe: {', '.join(f'`{key}`' for key in changed)}"
-        raise RunError(text, "choose another folder with `--output`")
-    if not folder.finished and not resume:
-        raise RunError(f"{folder.path}: {state}", "go on with `--resume`, or choose another folder with `--output`")
-
-
-def unchanged(folder: RunFolder, recipe: Recipe, rows: Rows, listen: Listen) -> dict[str, Any]:
-    """A finished run of the same recipe and data is done; other data is refused."""
-    if rows.digests() != folder.read_provenance().get("data"):
-        text = f"{folder.path}: finished, with other data"
-        raise RunError(text, "choose another folder with `--output`")
-    speaker(listen)(f"{folder.path} is finished already, with this recipe and this data: nothing to do")
-    return {"path": str(folder.path), "finished_before": True}
 
 
 def processes(recipe: Recipe) -> Any:

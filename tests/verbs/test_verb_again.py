@@ -14,7 +14,8 @@ from toy_run import flip, steps_in
 
 import peftctl
 from peftctl import recipe as recipes
-from peftctl.training import checkpoint
+from peftctl.config.write import to_yaml
+from peftctl.training import checkpoint, snapshot
 from peftctl.verbs.run_folder import RunFolder
 
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -190,3 +191,18 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_alone(
     with pytest.raises(peftctl.PeftctlError, match="another process has just finished this run"):
         peftctl.train(made(trainer={"steps": 1}), output=tmp_path / "run")
     assert tiny_chat.tree(tmp_path / "run") == before
+
+
+def test_a_strict_resume_refuses_what_cannot_be_bit_for_bit(
+    stopped: Path, made: Callable[..., Any], finished: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Any]
+):
+    (stopped.parent / "recipe.yaml").write_text(to_yaml(made()))
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot, "_PACKAGES", ("torch", "pytest"))
+        done = cli("train", stopped.parent / "recipe.yaml", "--output", stopped, "--strict-resume")
+        assert done.code == 1
+        assert "it cannot go on bit for bit: pytest: none then, " in done.err
+        assert "leave out `--strict-resume`" in done.err
+        assert not (stopped / "adapter").exists()
+    peftctl.train(made(), output=stopped, strict_resume=True)
+    assert (stopped / ADAPTER).read_bytes() == (finished / ADAPTER).read_bytes()

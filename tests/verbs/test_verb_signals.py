@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -80,13 +81,40 @@ def test_stopped_at_any_step(step: int, made: Callable[..., Any], tmp_path: Path
     assert sha256(tmp_path / "run") == sha256(finished)
 
 
-def test_a_signal_at_the_last_step_ends_the_run(made: Callable[..., Any], tmp_path: Path, finished: Path):
+def kill_at(step: int) -> Callable[[dict[str, Any]], None]:
     def kill(event: dict[str, Any]) -> None:
-        if event["event"] == "step" and event["step"] == 6:
+        if event["event"] == "step" and event["step"] == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    assert peftctl.train(made(), output=tmp_path / "run", listen=kill)["steps"] == 6
-    assert sha256(tmp_path / "run") == sha256(finished)
+    return kill
+
+
+def test_a_signal_at_the_last_step_ends_the_run(made: Callable[..., Any], tmp_path: Path):
+    recipe = made(dataset={"eval": None})
+    assert peftctl.train(recipe, output=tmp_path / "run", listen=kill_at(6))["steps"] == 6
+    assert RunFolder(tmp_path / "run").finished
+
+
+def test_an_evaluation_is_left_at_once_and_made_again(made: Callable[..., Any], tmp_path: Path, finished: Path):
+    told: list[dict[str, Any]] = []
+    recipe = made(trainer={"eval_every": 3})
+    for step in (3, 6):
+        with pytest.raises(peftctl.PeftctlError, match=f"stopped by SIGTERM after step {step} of 6, saved"):
+            peftctl.train(recipe, output=tmp_path / "run", resume=step > 3, listen=kill_at(step))
+    peftctl.train(recipe, output=tmp_path / "run", resume=True, listen=told.append)
+    assert [event["step"] for event in told if event["event"] == "eval"] == [6]
+    peftctl.train(recipe, output=tmp_path / "whole")
+    assert sha256(tmp_path / "run") == sha256(tmp_path / "whole")
+    for name in ("step", "eval"):
+        one, other = (
+            [{**event, "seconds": 0, "memory": 0} for event in events(tmp_path / run) if event["event"] == name]
+            for run in ("run", "whole")
+        )
+        assert one == other
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_signal_before_the_first_step_leaves_nothing(made: Callable[..., Any], tmp_path: Path):

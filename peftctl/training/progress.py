@@ -1,0 +1,34 @@
+"""How far a run is, and whether it has changed anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Progress(NamedTuple):
+    """What the loop carries from step to step beside weights and optimizer; a checkpoint stores it."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    evaluated: int = 0
+    """The step of the newest evaluation."""
+    best_loss: float | None = None
+    best_step: int | None = None
+    evaluations_since_best: int = 0
+
+    def judged(self, loss: float) -> Progress:
+        """After an evaluation of this step: a new best one, or one more without."""
+        now = self._replace(evaluated=self.step)
+        if self.best_loss is None or loss < self.best_loss:
+            return now._replace(best_loss=loss, best_step=self.step, evaluations_since_best=0)
+        return now._replace(evaluations_since_best=self.evaluations_since_best + 1)
+
+
+def marks(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """The sum of each tensor: equal ones, later, say that nothing was learned."""
+    return {name: float(each.detach().to("cpu", torch.float64).sum()) for name, each in tensors.items()}
