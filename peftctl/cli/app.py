@@ -18,6 +18,8 @@ from peftctl.cli.init import init
 from peftctl.cli.kinds import methods, tasks
 from peftctl.cli.plan import BENCH_EXAMPLES, PLAN_EXAMPLES, bench, plan
 from peftctl.cli.recipes import recipes
+from peftctl.cli.selftest import EXAMPLES as SELFTEST_EXAMPLES
+from peftctl.cli.selftest import selftest
 from peftctl.cli.words import Changes, Json, Recipe, Target
 from peftctl.errors import PeftctlError, Problem
 
@@ -92,6 +94,9 @@ def train(
         Path | None, typer.Option("--output", metavar="DIR", help="Run folder, instead of the recipe's.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint that is whole.")] = False,
+    strict_resume: Annotated[
+        bool, typer.Option("--strict-resume", help="Go on only where every bit will be as if never stopped.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would happen, and write nothing.")] = False,
     smoke: Annotated[
         bool,
@@ -103,8 +108,8 @@ def train(
     from peftctl.cli.live import listening
     from peftctl.recipe import read
 
-    if smoke and (resume or dry_run):
-        other = "--resume" if resume else "--dry-run"
+    if smoke and (resume or strict_resume or dry_run):
+        other = "--dry-run" if dry_run else "--resume" if resume else "--strict-resume"
         raise CommandLineError(f"{other}: does not go with `--smoke`", "a smoke run always does every stage")
     if smoke:
         from peftctl.verbs.smoke import smoke as try_out
@@ -118,7 +123,7 @@ def train(
 
     with listening() as listen:
         wanted = read(recipe, changes or [])
-        result = verb(wanted, output=output, resume=resume, dry_run=dry_run, listen=listen)
+        result = verb(wanted, output=output, resume=resume, strict_resume=strict_resume, dry_run=dry_run, listen=listen)
     if as_json or not dry_run:
         console.hand_over(result, as_json)
 
@@ -244,5 +249,6 @@ def schema() -> None:
     console.out_json(whole())
 
 
+app.command(cls=Command, epilog=SELFTEST_EXAMPLES)(selftest)
 app.command(cls=Command, epilog="peftctl methods lora")(methods)
 app.command(cls=Command, epilog="peftctl tasks dpo")(tasks)

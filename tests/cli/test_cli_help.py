@@ -21,6 +21,7 @@ TOP = [
     "generate",
     "validate",
     "schema",
+    "selftest",
     "methods",
     "tasks",
     "recipes",
