@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+from peftctl.config.bounds import no_panic
 from peftctl.data.formats import Message
 from peftctl.data.marks import unused
 from peftctl.data.specials import Specials, mapped, texts
@@ -134,14 +135,19 @@ class Spelling:
         raise DataError(f"the tokenizer makes a special token of the ordinary text `{text.strip()}`", hint)
 
     def _read(self, text: str, add_special_tokens: bool = False, split_special_tokens: bool = False) -> Tokens:
-        tokens = self._tokenizer(
-            text,
-            add_special_tokens=add_special_tokens,
-            split_special_tokens=split_special_tokens,
-            return_offsets_mapping=True,
-            truncation=False,
-            verbose=False,
-        )
+        try:
+            with no_panic():
+                tokens = self._tokenizer(
+                    text,
+                    add_special_tokens=add_special_tokens,
+                    split_special_tokens=split_special_tokens,
+                    return_offsets_mapping=True,
+                    truncation=False,
+                    verbose=False,
+                )
+        except RuntimeError as error:
+            what = f"the tokenizer gives up on a text of {len(text):,} characters: {str(error)[:200]}"
+            raise DataError(what, "is its `tokenizer.json` damaged, or a stranger's?") from None
         offsets = tokens["offset_mapping"]
         return Tokens(tokens["input_ids"], [begin for begin, _ in offsets], [end for _, end in offsets])
 

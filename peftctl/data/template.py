@@ -9,10 +9,11 @@ adapter is a plain template.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftctl.config.bounds import TooMuch, bounded
 from peftctl.config.near import did_you_mean
 from peftctl.data.formats import Message
 from peftctl.data.sources import near
@@ -32,6 +33,13 @@ STOPS = {
     "zephyr": None,
 }
 """Our templates, and the token that closes a turn; None for the tokenizer's `eos_token`."""
+
+SECONDS, MEGABYTES = 2.0, 512
+"""What one rendering may take; a template is a program, and may be a stranger's."""
+MORE, TIMES = 1 << 20, 16
+"""Characters of a rendering from which on it must not be so many times as long as what it renders."""
+LARGEST = 1 << 20
+"""Characters of a template."""
 
 _PLACE = "dataset.chat_template"
 _FOLDER = Path(__file__).parent / "templates"
@@ -73,13 +81,19 @@ def render(
     `tools` are the JSON schemas of the functions that the assistant may call.
     """
     try:
-        text: str = tokenizer.apply_chat_template(
-            list(messages),
-            tools=None if tools is None else list(tools),
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
+        with bounded(SECONDS, MEGABYTES):
+            text: str = tokenizer.apply_chat_template(
+                list(messages),
+                tools=None if tools is None else list(tools),
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        if len(text) > MORE and len(text) > TIMES * sum(map(len, written([messages, tools]))):
+            raise TooMuch(f"it writes {len(text):,} characters for so few")
+    except TooMuch as error:
+        text = f"{place}: the chat template does not come to an end with this conversation: {error}"
+        raise DataError(text, f"choose another `{_PLACE}`") from None
     except Exception as error:  # a template can raise anything: its own refusals, TypeError, ZeroDivisionError
         what = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         hint = f"change the row, or choose another `{_PLACE}`"
@@ -122,7 +136,8 @@ def _ours(name: str, tokenizer: Any, say: Callable[[str], None]) -> str:
 def _file(name: str, root: Path) -> str:
     path = root / Path(name).expanduser()
     try:
-        return path.read_text("utf-8-sig")
+        with path.open("rb") as file:  # no further than it may go: it may be a device that never ends
+            return file.read(4 * LARGEST).decode("utf-8-sig")
     except FileNotFoundError:
         hint = did_you_mean(name, ["tokenizer", *STOPS]) or near(name, root)
         hint = hint or f"`tokenizer`, a Jinja file, or one of {', '.join(STOPS)}"
@@ -146,6 +161,19 @@ def literals_read(template: str) -> set[str]:
     return {node.value for node in looked_for if isinstance(node, nodes.Const) and isinstance(node.value, str)}
 
 
+def written(value: Any) -> Iterator[str]:
+    """Every text in a structure of mappings and lists, keys among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield str(key)
+            yield from written(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from written(inner)
+
+
 def _parse(text: str) -> jinja2.nodes.Template:
     """Raises DataError when the text is no Jinja, before any row is blamed for it."""
     import jinja2
@@ -160,7 +188,11 @@ def _parse(text: str) -> jinja2.nodes.Template:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
+    if len(text) > LARGEST:
+        raise DataError(f"{_PLACE}: a template of {len(text):,} characters, more than {LARGEST:,}")
     try:
         return jinja2.Environment(extensions=[Generation, loopcontrols]).parse(text)
+    except RecursionError:
+        raise DataError(f"{_PLACE}: not a Jinja template: nested too deep") from None
     except jinja2.TemplateSyntaxError as error:
         raise DataError(f"{_PLACE}:{error.lineno}: not a Jinja template: {error.message}") from None
