@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from peftctl.errors import ModelError
+from peftctl.models.folder import CONFIG, read_json, vet
 from peftctl.models.gguf_header import read_header
 from peftctl.models.known import known
 from peftctl.models.quiet import quiet, reason
@@ -38,6 +39,8 @@ def architecture(place: str, revision: str | None = None) -> Any:
     try:
         with quiet():
             if found.is_dir():
+                if (found / CONFIG).is_file():
+                    vet(read_json(found / CONFIG, place), f"{place}/{CONFIG}")
                 return AutoConfig.from_pretrained(found, trust_remote_code=False, local_files_only=True)
             read_header(found)
             return AutoConfig.from_pretrained(found.parent, gguf_file=found.name, local_files_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,19 @@ def read_json(path: Path, place: str) -> dict[str, Any]:
     return value
 
 
+def refuse_absurd(config: dict[str, Any], place: str) -> None:
+    """Raise ModelError for sizes that no model has: a library builds lists as long as a configuration says."""
+    todo: list[tuple[str, Any]] = list(config.items())
+    while todo:
+        key, value = todo.pop()
+        if isinstance(value, dict):
+            todo += value.items()
+        elif isinstance(value, int) and not isinstance(value, bool):
+            most = next((most for part, most in COUNTS.items() if part in key), LARGEST)
+            if abs(value) > most:
+                raise ModelError(f"{place}: `{key}: {value if abs(value) < 1 << 64 else '...'}`: more than {most:,}")
+
+
 def read_config(folder: Path, place: str) -> dict[str, Any]:
     """`config.json` of a base model, or a ModelError that says what the folder is instead."""
     adapter = (folder / "adapter_config.json").is_file()
@@ -59,7 +73,7 @@ def read_config(folder: Path, place: str) -> dict[str, Any]:
             "move `adapter_config.json` and `adapter_model.safetensors` into a folder of their own",
         )
     config = read_json(folder / CONFIG, place)
-    _no_foreign_code(config, f"{place}/{CONFIG}")
+    vet(config, f"{place}/{CONFIG}")
     if "quantization_config" in config:
         method = config["quantization_config"]
         method = method.get("quant_method", "unknown") if isinstance(method, dict) else "unknown"
@@ -68,6 +82,12 @@ def read_config(folder: Path, place: str) -> dict[str, Any]:
             "name the checkpoint it was made from, and set `quantization: nf4`",
         )
     return config
+
+
+def vet(config: dict[str, Any], place: str) -> None:
+    """Raise ModelError for a configuration that asks for code, or for more than any machine has."""
+    _no_foreign_code(config, place)
+    refuse_absurd(config, place)
 
 
 def _no_foreign_code(config: dict[str, Any], place: str) -> None:
@@ -144,6 +164,12 @@ def shards(folder: Path, index: str, place: str) -> list[str]:
     return names
 
 
+COUNTS = {"layer": 10_000, "block": 10_000, "expert": 100_000, "label": 1_000_000}
+"""Parts of the names of keys that count what is built one by one, and the most of them."""
+LARGEST = 2**31
+"""Of any other number of a configuration."""
+
+
 class Stored(NamedTuple):
     """What the weight files hold, from their headers alone."""
 
@@ -153,23 +179,27 @@ class Stored(NamedTuple):
     largest: int
     """The largest dimension of any of them."""
 
+    numbers: int
+    """How many numbers they have, all together."""
+
 
 def check_weights(files: list[Path], place: str) -> Stored:
     """Open every file, so that a truncated or damaged one is named, and look at its header."""
     from safetensors import SafetensorError, safe_open
 
-    problems, count, largest = [], 0, 0
+    problems, count, largest, numbers = [], 0, 0, 0
     for path in files:
         try:
             with safe_open(path, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118  # it is no mapping
                     count += 1
-                    largest = max(largest, *tensors.get_slice(name).get_shape(), 0)
+                    shape = tensors.get_slice(name).get_shape()
+                    largest, numbers = max(largest, *shape, 0), numbers + prod(shape)
         except (SafetensorError, OSError) as error:
             problems.append(Problem(f"{place}/{path.name}: damaged or truncated: {error}", "copy or download it again"))
     if problems:
         raise ModelError.of(problems)
-    return Stored(count, largest)
+    return Stored(count, largest, numbers)
 
 
 def fingerprint(folder: Path) -> dict[str, Any]:

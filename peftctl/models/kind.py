@@ -11,6 +11,9 @@ from peftctl.models.folder import Stored
 from peftctl.models.head import CAUSAL, Head
 from peftctl.models.quiet import quiet, reason
 
+NEW = 10**8
+"""Parameters that may be new beside those in the files: the head of a classifier."""
+
 _FOREIGN = "are some files missing, or do configuration and weights belong to different models?"
 
 
@@ -52,6 +55,23 @@ def check_kind(folder: Path, config: dict[str, Any], stored: Stored, place: str,
             raise ModelError(f"{where}: `{key}: {size}`, but no tensor is larger than {stored.largest}", _FOREIGN)
     architectures = config.get("architectures")
     if head.fits(parsed, architectures):
+        _no_larger(parsed, stored, where, head)
         return
     what = ", ".join(f"`{name}`" for name in architectures) if isinstance(architectures, list) else f"`{kind}`"
     raise ModelError(f"{place}: {what} is no {head.what}", f"choose one such as `{head.example}`")
+
+
+def _no_larger(parsed: Any, stored: Stored, where: str, head: Head) -> None:
+    """Refuse a configuration of a far larger model than is stored: transformers would make up what it does not find."""
+    import torch
+    import transformers
+
+    try:
+        with quiet(), torch.device("meta"):
+            network = getattr(transformers, head.auto).from_config(parsed)
+    except Exception:  # the loader builds it again, and says what is wrong
+        return
+    numbers = sum(parameter.numel() for parameter in network.parameters())
+    if numbers > 2 * stored.numbers + NEW:
+        text = f"{where}: a model of {numbers:,} parameters, but only {stored.numbers:,} numbers in the files"
+        raise ModelError(text, _FOREIGN)

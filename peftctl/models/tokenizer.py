@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftctl.config.bounds import no_panic
 from peftctl.errors import ModelError
+from peftctl.models.folder import CONFIG, TOO_LARGE, read_json, vet
 from peftctl.models.quiet import Say, quiet, reason, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+LONGEST = 10_000
+"""Characters of a regular expression; those of real tokenizers have a few hundred."""
 
 _FILES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json")
 
@@ -28,10 +34,17 @@ def read_tokenizer(folder: Path, place: str, say: Say = silent, *, writes: bool 
     # without any of these transformers makes an empty vocabulary up
     if not any(path.is_file() for pattern in _FILES for path in folder.glob(pattern)):
         raise ModelError(f"{place}: no tokenizer in this folder (`tokenizer.json`)", "copy it from the original model")
+    for path in sorted({path for pattern in (*_FILES, "*token*.json", "merges.txt") for path in folder.glob(pattern)}):
+        if path.is_file() and path.stat().st_size > TOO_LARGE:
+            raise ModelError(f"{place}/{path.name}: larger than {TOO_LARGE >> 20} MiB")
+    if (folder / CONFIG).is_file():  # transformers looks into it, too
+        vet(read_json(folder / CONFIG, place), f"{place}/{CONFIG}")
+    if (folder / "tokenizer.json").is_file():
+        refuse_endless(read_json(folder / "tokenizer.json", place), f"{place}/tokenizer.json")
     from transformers import AutoTokenizer
 
     try:
-        with quiet():
+        with quiet(), no_panic():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True
             )
@@ -46,6 +59,47 @@ def read_tokenizer(folder: Path, place: str, say: Say = silent, *, writes: bool 
         tokenizer.pad_token = tokenizer.eos_token
         say(f"no pad token: padding with `{tokenizer.eos_token}`")
     return tokenizer
+
+
+def refuse_endless(described: dict[str, Any], place: str) -> None:
+    """Raise ModelError for a tokenizer.json with a regular expression that may look for ever for where to cut a text.
+
+    Those are the ones that repeat a group that repeats something; no tokenizer needs one.
+    """
+    todo: list[Any] = [described.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            pattern = value.get("Regex")
+            if isinstance(pattern, str) and (len(pattern) > LONGEST or repeats_repeats(pattern)):
+                text = f"{place}: the regular expression `{pattern[:60]}` may never end"
+                raise ModelError(text, "take the tokenizer of the original model")
+            todo += value.values()
+        elif isinstance(value, list):
+            todo += value
+
+
+def repeats_repeats(pattern: str) -> bool:
+    """Whether a group of `pattern` that is repeated without end holds something that is repeated, or alternatives."""
+    opened: list[bool] = []
+    inside = False  # whether the group at hand can match in several ways
+    last = False  # whether the group that ended just now can
+    for token in re.finditer(r"\\.|\[(?:\\.|[^\]\\])*\]|[*+]|\{\d*,\d*\}|[()|]|.", pattern, re.DOTALL):
+        text = token[0]
+        if text == "(":
+            opened.append(inside)
+            inside = False
+        elif text == ")":
+            last, inside = inside, (opened.pop() if opened else False) or inside
+            continue
+        elif text in "*+" or (text[0] == "{" and len(text) > 1):
+            if last:
+                return True
+            inside = True
+        elif text == "|":
+            inside = True
+        last = False
+    return False
 
 
 def read_processor(folder: Path, place: str) -> Any:

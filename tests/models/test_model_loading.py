@@ -242,8 +242,8 @@ WRONG: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "nonsense": (lambda f: edit(f / "config.json", hidden_size="wide"), "llama", ""),
     "indivisible": (lambda f: edit(f / "config.json", num_attention_heads=7), "llama", ""),
     "bottomless": (
-        lambda f: edit(f / "config.json", num_hidden_layers=10**9),
-        "1000000000 layers, but only 21 tensors",
+        lambda f: edit(f / "config.json", num_hidden_layers=9_000),
+        "9000 layers, but only 21 tensors",
         "",
     ),
     "other width": (
@@ -252,14 +252,14 @@ WRONG: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "different models",
     ),
     "huge vocabulary": (
-        lambda f: edit(f / "config.json", vocab_size=10**12),
-        "`vocab_size: 1000000000000`, but no tensor",
+        lambda f: edit(f / "config.json", vocab_size=10**9),
+        "`vocab_size: 1000000000`, but no tensor",
         "",
     ),
-    "no memory": (
-        lambda f: edit(f / "config.json", intermediate_size=10**12),
-        "does not fit the memory of this device",
-        "nf4",
+    "far wider": (
+        lambda f: edit(f / "config.json", intermediate_size=10**9),
+        "parameters, but only",
+        "different models",
     ),
     "masked": (
         lambda f: edit(f / "config.json", architectures=["LlamaForSequenceClassification"]),
