@@ -40,10 +40,10 @@ def convert(path: Path, say: Say = silent) -> Path:
     """
     from filelock import FileLock
 
+    header = read_header(path)  # before all of it is read: it may be a device, or a hole of terabytes
     folder = cache_home() / "gguf" / _digest(path)[:16]
     if folder.is_dir():
         return folder
-    header = read_header(path)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):

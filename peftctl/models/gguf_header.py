@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 import struct
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ _STRING, _ARRAY = 8, 9
 _KEPT_ARRAYS = ("tokenizer.ggml.tokens",)
 # several times what the largest vocabularies and models need
 _MOST_ENTRIES, _MOST_TENSORS, _MOST_ITEMS, _LONGEST_STRING = 10_000, 100_000, 2_000_000, 4 * 2**20
+
+
+_MOST_BEHIND = 2**20
+"""Bytes that may follow the last tensor."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def read_header(path: Path) -> Header:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, struct.error) as error:  # UnicodeDecodeError is a ValueError
         raise ModelError(f"{path}: damaged or truncated GGUF: {error}", "copy or download it again") from error
-    if header.metadata.get("split.count", 0) > 1:
+    if header.metadata.get("split.count", 0) not in (0, 1):
         raise ModelError(f"{path}: one part of a split model", "join them with `llama-gguf-split --merge`")
     return header
 
@@ -122,23 +127,27 @@ def _parse(cursor: _Cursor) -> Header:
             raise ValueError(f"`{key}` occurs twice")
         if value is not None:
             metadata[key] = value
-    tensors, reach = _tensors(cursor, tensor_count)
+    tensors, pieces = _tensors(cursor, tensor_count)
+    reach = max((end for _, end in pieces), default=0)
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
         raise ValueError(f"`general.alignment` is {alignment}")
     start = -(-cursor.at // alignment) * alignment
-    if tensors and start + reach > cursor.end:
+    if tensors and not start + reach <= cursor.end <= start + reach + _MOST_BEHIND:
         raise ValueError(f"its tensors need {start + reach} bytes, the file has {cursor.end}")
+    pieces.sort()
+    if any(end > begin for (_, end), (begin, _) in pairwise(pieces)):  # a small file would become a model of any size
+        raise ValueError("its tensors overlap")
     _sensible(metadata, tensor_count)
     return Header(metadata, tensors)
 
 
-def _tensors(cursor: _Cursor, count: int) -> tuple[dict[str, tuple[int, ...]], int]:
-    """Shape by name, and where the last of the data ends (bytes from its start)."""
+def _tensors(cursor: _Cursor, count: int) -> tuple[dict[str, tuple[int, ...]], list[tuple[int, int]]]:
+    """Shape by name, and where each of them begins and ends in the data (bytes from its start)."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     shapes: dict[str, tuple[int, ...]] = {}
-    reach = 0
+    pieces = []
     for _ in range(count):
         name = cursor.string("the name of a tensor")
         if name in shapes:
@@ -150,8 +159,8 @@ def _tensors(cursor: _Cursor, count: int) -> tuple[dict[str, tuple[int, ...]], i
             block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
         except (ValueError, KeyError):
             raise ValueError(f"tensor `{name}` has unknown type {kind}") from None
-        reach = max(reach, offset + -(-prod(shapes[name]) // block) * size)
-    return shapes, reach
+        pieces.append((offset, offset + -(-prod(shapes[name]) // block) * size))
+    return shapes, pieces
 
 
 def _sensible(metadata: dict[str, Any], tensors: int) -> None:
