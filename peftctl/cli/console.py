@@ -26,6 +26,10 @@ OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e
 """Control characters but line break and tab, marks that turn the direction of writing, and bytes that are no text."""
 
 
+MOST = 200
+"""Mistakes that are told to a person; a stranger's file can have any number of them."""
+
+
 class Unread(Exception):
     """The reader of standard output left: there is nobody to tell, and nothing to tell."""
 
@@ -159,7 +163,9 @@ def complain(problems: Iterable[Problem], *, as_json: bool = False) -> None:
     following = [hint for _, hint in problems[1:]] + [None]
     # a hint that several in a row share is told once, under the last of them
     shown = [(text, None if hint == later else hint) for (text, hint), later in zip(problems, following, strict=True)]
-    tell(*(line for text, hint in shown for line in message("error", text, hint)))
+    tell(*(line for text, hint in shown[:MOST] for line in message("error", text, hint)))
+    if len(problems) > MOST:
+        tell(*message("error", f"in all: {len(problems):,} mistakes, of which the first {MOST} are shown", None))
     if as_json:
         with suppress(StorageError):  # the complaint may be that nothing can be written there
             out_json({"error": [problem._asdict() for problem in problems]})

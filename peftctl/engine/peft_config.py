@@ -134,6 +134,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise AdapterError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(config, dict):
         raise AdapterError(f"{path}: expected a JSON object")
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str | None):
+        raise AdapterError(f"{path}: base_model_name_or_path: expected a text; got {quoted(str(base))}")
     return config
 
 

@@ -33,6 +33,9 @@ FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 SHORT = 8
 """Unexpected tensors up to which each gets a hint; comparing thousands of names would take minutes."""
 
+LARGEST, MOST = 32 * 2**20, 100_000
+"""Bytes of a header, and tensors in it. A LoRA on every expert of 48 layers of 128 has 37,000, in 6 MB."""
+
 LONGEST = 200
 """Characters of a tensor's name that a message shows."""
 
@@ -59,8 +62,14 @@ def header(file: Path) -> Header:
         hint = f"`{pickle[0]}` is a pickle, which is never read: save it as safetensors" if pickle else None
         raise AdapterError(f"{file}: missing", hint)
     try:
+        with file.open("rb") as opened:
+            size = int.from_bytes(opened.read(8), "little")
+        if LARGEST < size < file.stat().st_size:
+            raise AdapterError(f"{file}: a header of {size:,} bytes, more than {LARGEST:,}, which no adapter needs")
         with safe_open(file, "pt") as tensors:
             slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118
+            if len(slices) > MOST:
+                raise AdapterError(f"{file}: {len(slices):,} tensors, more than {MOST:,}, which no adapter needs")
             return {key: (part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items()}
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{file}: not a safetensors file, or a damaged one: {error}") from None
