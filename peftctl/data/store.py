@@ -7,6 +7,8 @@ rows.bin   one record a row: where its ids and spans end, and how it was cut
 
 from __future__ import annotations
 
+import os
+import weakref
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,8 +71,7 @@ class Stored(Sequence[Encoded]):
 
     def __init__(self, folder: Path) -> None:
         ids, spans, rows = (folder / name for name in FILES)
-        self._ids: NDArray[Any] = mapped(ids, np.dtype("<i4"))
-        self._spans: NDArray[Any] = mapped(spans, np.dtype("<i4")).reshape(-1, 2)
+        self._ids, self._spans = Numbers(ids), Numbers(spans)
         self._rows: NDArray[Any] = mapped(rows, RECORD)
         self._chosen: NDArray[Any] = np.arange(len(self._rows))
 
@@ -93,10 +94,10 @@ class Stored(Sequence[Encoded]):
         number = int(self._chosen[index])
         record = self._rows[number]
         before = self._rows[number - 1] if number else {"ids": 0, "spans": 0}
-        spans = self._spans[before["spans"] : record["spans"]].tolist()
+        edges = self._spans.read(2 * int(before["spans"]), 2 * int(record["spans"]))
         return Encoded(
-            array("i", self._ids[before["ids"] : record["ids"]].tobytes()),
-            tuple((start, end) for start, end in spans),
+            self._ids.read(int(before["ids"]), int(record["ids"])),
+            tuple(zip(edges[::2], edges[1::2], strict=True)),
             bool(record["truncated"]),
             *(int(record[name]) for name in ("cut", "piece", "pieces")),
         )
@@ -116,6 +117,18 @@ class Stored(Sequence[Encoded]):
     def records(self) -> NDArray[Any]:
         """What is known of each row beside its ids and spans, see `RECORD`; the ends are those in the files."""
         return np.asarray(self._rows[self._chosen])
+
+
+class Numbers:
+    """int32 in a file, read piece by piece: of a mapped file, whatever was looked at would count as memory in use."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+
+    def read(self, start: int, end: int) -> array[int]:
+        """Those from `start` to `end`."""
+        return array("i", os.pread(self._file, 4 * (end - start), 4 * start))
 
 
 def mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
