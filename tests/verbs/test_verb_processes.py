@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -72,30 +74,63 @@ def test_one_process_of_accelerates_for_the_cpu(folder: Path, alone: Path):
     assert one.read_bytes() == two.read_bytes()
 
 
+def begun(folder: Path, recipe: Any, lines: int = 9) -> subprocess.Popen[str]:
+    """Two processes that have told so many lines."""
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(to_yaml(recipe))
+    line = [sys.executable, "-m", *torchrun(), "-m", "peftctl", "train", "recipe.yaml"]
+    process = tiny_chat.start(line, folder)
+    metrics, until = folder / "run" / "metrics.jsonl", time.monotonic() + 100
+    while not metrics.is_file() or metrics.read_bytes().count(b"\n") < lines:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return process
+
+
+def ranks(launcher: int) -> dict[int, int]:
+    """The process of each rank."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    told = {int(child): Path(f"/proc/{child}/environ").read_bytes().split(b"\0") for child in children}
+    return {int(line[5:]): child for child, lines in told.items() for line in lines if line.startswith(b"RANK=")}
+
+
+@pytest.fixture(scope="module")
+def long(made: Callable[..., Any]) -> Any:
+    """A recipe of many steps on rows that two processes cannot share evenly."""
+    return made(trainer={"steps": 300, "save_every": 20, "eval_every": 150})
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory, long: Any) -> bytes:
+    """The adapter of two processes that nobody stops."""
+    folder = tmp_path_factory.mktemp("together") / "whole"
+    process = begun(folder, long, lines=1)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    return (folder / "run" / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
 @pytest.mark.slow
-def test_stopped_and_resumed(made: Callable[..., Any], tmp_path: Path):
-    trainer = {"steps": 300, "save_every": 120, "eval_every": 150}
-    for name, path in (("whole", tmp_path / "whole"), ("broken", tmp_path / "broken")):
-        path.mkdir()
-        (path / "recipe.yaml").write_text(to_yaml(made(trainer=trainer)))
-        line = [sys.executable, "-m", *torchrun(), "-m", "peftctl", "train", "recipe.yaml"]
-        process = tiny_chat.start(line, path)
-        if name == "broken":
-            metrics, until = path / "run" / "metrics.jsonl", time.monotonic() + 100
-            while not metrics.is_file() or metrics.read_bytes().count(b"\n") < 9:
-                assert process.poll() is None, process.communicate()[1]
-                assert time.monotonic() < until
-                time.sleep(0.02)
-            process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=200)
-        assert (process.returncode == 0) == (name == "whole"), err
-    assert not (tmp_path / "broken" / "run" / "adapter").exists()
-    assert 8 <= len(tiny_chat.steps(tmp_path / "broken" / "run")) < 300
-    code, _, err = launched(torchrun(), tmp_path / "broken", "--resume")
+@pytest.mark.parametrize(
+    ("who", "how"), [(None, "SIGTERM"), (1, "SIGTERM"), (0, "SIGTERM"), (1, "SIGKILL"), (0, "SIGKILL")]
+)
+def test_stopped_and_resumed(who: int | None, how: str, long: Any, together: bytes, tmp_path: Path):
+    folder, lines = tmp_path / "broken", 9 if how == "SIGTERM" else 45
+    process = begun(folder, long, lines)
+    os.kill(process.pid if who is None else ranks(process.pid)[who], getattr(signal, how))
+    stopped = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - stopped < 45
+    assert process.returncode != 0, err
+    assert not (folder / "run" / "adapter").exists()
+    told = len(tiny_chat.steps(folder / "run"))
+    assert 8 <= told < 300
+    code, _, err = launched(torchrun(), folder, "--resume")
     assert code == 0, err
-    assert "going on after step" in err
-    one, two = (tmp_path / name / "run" / "adapter" / "adapter_model.safetensors" for name in ("whole", "broken"))
-    assert one.read_bytes() == two.read_bytes()
+    went_on = int(err.split("going on after step ")[1].split()[0])
+    assert told - went_on <= (0 if how == "SIGTERM" else 20)
+    assert (folder / "run" / "adapter" / "adapter_model.safetensors").read_bytes() == together
 
 
 @pytest.mark.slow
