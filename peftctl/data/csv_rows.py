@@ -51,14 +51,16 @@ def _header(fields: list[str], place: str, delimiter: str) -> list[str]:
     if len(fields) == 1 and other is not None:
         text = f"{place}: one column, with a {_NAMES[other]} in its name: `{fields[0][:40]}`"
         raise DataError(text, _SUFFIX_HINTS.get(other, f"fields are separated by a {_NAMES[delimiter]}"))
-    problems = []
+    problems: list[Problem] = []
+    before: set[str] = set()
     for number, name in enumerate(fields, start=1):
         if not name.strip():
             problems.append(Problem(f"{place}: column {number} has no name", "the first row names the columns"))
         elif name != name.strip():
             problems.append(Problem(f"{place}: column {number} has space around its name: `{name[:40]}`"))
-        elif name in fields[: number - 1]:
+        elif name in before:
             problems.append(Problem(f"{place}: two columns are named `{name[:40]}`"))
+        before.add(name)
     if problems:
         raise DataError.of(problems)
     return fields

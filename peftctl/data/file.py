@@ -15,6 +15,9 @@ from peftctl.errors import DataError, Problem
 MAX_BYTES = 16 * 2**20
 """Longest row, in bytes."""
 
+MAX_LINE = 8 * MAX_BYTES
+"""Longest line that is read to its end, in bytes: more is a device, or a small file that unpacks to any size."""
+
 MAX_WHOLE = 512 * 2**20
 """Largest file that is read whole, in bytes, unpacked."""
 
@@ -52,9 +55,13 @@ class File:
                 number += 1
                 self._feed(line)
                 if len(line) > MAX_BYTES:
+                    length = len(line)
                     while line and not line.endswith(b"\n"):
                         line = stream.readline(MAX_BYTES)
                         self._feed(line)
+                        length += len(line)
+                        if length > MAX_LINE:
+                            raise DataError(f"{self.name}:{number}: the line is longer than {MAX_LINE // 2**20} MB")
                     yield number, None
                     continue
                 yield number, self._plain(line) if number == 1 else line

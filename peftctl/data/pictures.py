@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftctl.config.quote import shown
 from peftctl.data.file import Digest
 from peftctl.data.formats import Captioned
 from peftctl.errors import DataError, RunError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO")
+"""What pictures come as. Others have readers that start programs (EPS), or that nobody has looked at for long."""
 
 MOST = 64_000_000
 """Pixels of the largest picture: a small file may unpack to any size."""
@@ -27,9 +32,9 @@ def located(row: Captioned, root: Path, digest: Digest | None = None) -> Caption
     `digest` is fed the picture's bytes. Raises DataError at the row for a picture that is not there, or is none.
     """
     if isinstance(row.image, str):
-        path = root / Path(row.place.rpartition(":")[0]).parent / Path(row.image).expanduser()
-        if not path.is_file():
-            text = f"{row.place}: image: no such file: `{row.image}`"
+        path = beside(row.image, root / Path(row.place.rpartition(":")[0]).parent, row.place)
+        if not os.path.isfile(path):
+            text = f"{row.place}: image: no such file: `{shown(row.image, 200)}`"
             raise DataError(text, "a path starts at the folder of the file of rows")
         row = replace(row, image=str(path))
     with opened(row) as picture:
@@ -40,6 +45,24 @@ def located(row: Captioned, root: Path, digest: Digest | None = None) -> Caption
     if digest is not None:
         digest(row.image if isinstance(row.image, bytes) else Path(row.image).read_bytes())
     return row
+
+
+def beside(image: str, folder: Path, place: str) -> Path:
+    """The path of the picture `image` of a row, which has to lie in the folder of its file or below it.
+
+    Rows may be a stranger's, and pictures end up where others can see them. A picture that is a row itself, of a
+    folder of pictures, has its own path. Raises DataError.
+    """
+    path = folder / image
+    own = place == f"{image}:1" or Path(place.removesuffix(":1")).absolute() == path
+    try:
+        inside = own or path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # a name with a NUL, or too long; links in a circle
+        inside = True  # and then it is no file
+    if not inside:
+        text = f"{place}: image: `{shown(image, 200)}` does not lie below the folder of the file of rows"
+        raise DataError(text, "move the pictures there, and write their paths from there")
+    return path
 
 
 def rgb(row: Captioned) -> Image:
@@ -71,7 +94,9 @@ def opened(row: Captioned) -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its size is looked at above
-            with Image.open(io.BytesIO(row.image) if isinstance(row.image, bytes) else row.image) as picture:
+            source = io.BytesIO(row.image) if isinstance(row.image, bytes) else row.image
+            Image.init()
+            with Image.open(source, formats=[form for form in FORMATS if form in Image.OPEN]) as picture:
                 yield picture
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         which = "" if isinstance(row.image, bytes) else f" `{row.image}`"
