@@ -83,7 +83,7 @@ def read(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Its paths are then relative to the working directory, or absolute. Raises RecipeError with all that is wrong.
     """
     path = Path(name_or_path)
-    if not path.exists() and str(name_or_path).removesuffix(".yaml") in bundled.names():
+    if not os.path.exists(path) and str(name_or_path).removesuffix(".yaml") in bundled.names():
         path = bundled.path(str(name_or_path))
     return build(documents.read(path), path.parent, overrides)
 
@@ -91,6 +91,19 @@ def read(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 def read_run(folder: Path, overrides: Iterable[str] = ()) -> Recipe:
     """The resolved recipe of a run folder."""
     return build(documents.read(folder / "recipe.yaml"), folder, overrides)
+
+
+def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
+    """Where a run is written: `output`, which its user typed, wherever that is; else the recipe's.
+
+    Raises RecipeError where a link leads that out of the working directory: who wrote the recipe may have made it.
+    """
+    if output:
+        return Path(output)
+    if not Path(recipe.output).resolve().is_relative_to(Path.cwd()):
+        text = f"output: `{recipe.output}` does not lie below the working directory: a link leads out of it"
+        raise RecipeError(text, "use `--output` for that")
+    return Path(recipe.output)
 
 
 def coerce(recipe: Recipe | str | Path | Mapping[str, Any]) -> Recipe:
@@ -180,7 +193,7 @@ def located(recipe: Recipe, root_of: Callable[..., Path], write: Callable[[Path]
 
     def here(text: str, *keys: str | int) -> str:
         path = root_of(*keys) / Path(text).expanduser()
-        local = text.startswith((".", "/", "~")) or text.lower().endswith(FILES) or "*" in text or path.exists()
+        local = text.startswith((".", "/", "~")) or text.lower().endswith(FILES) or "*" in text or os.path.exists(path)
         return write(path) if local else text
 
     def sources(spec: Sources | Split | Mapping[str, Sources] | None, *keys: str | int) -> Any:

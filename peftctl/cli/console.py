@@ -165,7 +165,7 @@ def complain(problems: Iterable[Problem], *, as_json: bool = False) -> None:
     shown = [(text, None if hint == later else hint) for (text, hint), later in zip(problems, following, strict=True)]
     tell(*(line for text, hint in shown[:MOST] for line in message("error", text, hint)))
     if len(problems) > MOST:
-        tell(*message("error", f"in all: {len(problems):,} mistakes, of which the first {MOST} are shown", None))
+        tell(*message("error", f"... and {len(problems) - MOST} more", None))
     if as_json:
         with suppress(StorageError):  # the complaint may be that nothing can be written there
             out_json({"error": [problem._asdict() for problem in problems]})

@@ -177,7 +177,8 @@ class Attack:
         seen = self.harmless(*words, code=code, **options)
         errors = [line for line in seen.err.splitlines() if line.startswith("error: ")]
         assert errors, seen.err
-        assert all(": " in line.removeprefix("error: ") for line in errors), errors
+        placed = [line for line in errors if not line.startswith("error: ... and ")]
+        assert all(": " in line.removeprefix("error: ") for line in placed), errors
         assert all(len(line) < 2000 for line in errors), [len(line) for line in errors]
         assert all(line.isprintable() for line in seen.err.splitlines()), seen.err
         assert re.search(telling, seen.err), seen.err

@@ -54,7 +54,8 @@ def watch(report: int, root: str, allowed: list[str]) -> None:
         if event in NEVER:
             return True
         if event == "open":
-            return bool(arguments[2] & WRITES) and elsewhere(arguments[0])
+            refused = arguments[2] & os.O_NOFOLLOW and isinstance(arguments[0], str) and os.path.islink(arguments[0])
+            return bool(arguments[2] & WRITES) and not refused and elsewhere(arguments[0])
         if event in CHANGES:
             return elsewhere(arguments[CHANGES[event]], None if event == "os.truncate" else arguments[-1])
         if event == "import":

@@ -169,7 +169,7 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "twenty thousand mistakes": (
         writing(WEIGHTS, header({f"{n}.lora_A.weight": entry([0, 0], 0, 0) for n in range(20_000)})),
-        "in all: 20,000 mistakes, of which the first 200 are shown",
+        "error: ... and 19800 more",
     ),
     # pickle under any name (nullifAI, February 2025; picklescan CVE-2025-1716, -1889, -10155)
     "only a pickle": (only_a_pickle, "is a pickle, which is never read"),
