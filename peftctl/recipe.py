@@ -100,7 +100,7 @@ def run_folder(recipe: Recipe, output: str | Path | None = None) -> Path:
     """
     if output:
         return Path(output)
-    if not Path(recipe.output).resolve().is_relative_to(Path.cwd()):
+    if not Path(os.path.realpath(recipe.output)).is_relative_to(os.path.realpath(".")):
         text = f"output: `{recipe.output}` does not lie below the working directory: a link leads out of it"
         raise RecipeError(text, "use `--output` for that")
     return Path(recipe.output)

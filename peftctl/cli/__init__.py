@@ -14,6 +14,7 @@ from types import FrameType
 from peftctl.cli import console
 from peftctl.errors import PeftctlError, Problem
 
+OFFLINE = "--offline"
 INTERRUPTED = 130
 UNREAD = 141
 """What a shell reports for a program whose reader left: 128 and SIGPIPE."""
@@ -21,7 +22,7 @@ UNREAD = 141
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command line, by default that of this process, and return its exit code. Raises nothing but bugs."""
-    words = sys.argv[1:] if words is None else list(words)
+    words = set_network(sys.argv[1:] if words is None else list(words))
     console.prepare()
     try:
         return answer(words)
@@ -30,6 +31,22 @@ def main(words: Sequence[str] | None = None) -> int:
     finally:
         console.settle()
         gc.freeze()  # the process ends: to look once more through all that torch made takes a third of a second
+
+
+def set_network(words: list[str]) -> list[str]:
+    """`words` without `--offline`, which is the same as HF_HUB_OFFLINE=1; nothing reports what is done here, ever.
+
+    It goes before a command or behind it. The libraries look at the environment when they are imported, which is why
+    it is looked for before anything else.
+    """
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    mine = list(takewhile(lambda word: word != "--", words))
+    if OFFLINE not in mine:
+        return words
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    if (constants := sys.modules.get("huggingface_hub.constants")) is not None:  # in a process that has it already
+        vars(constants)["HF_HUB_OFFLINE"] = True
+    return [word for word in mine if word != OFFLINE] + words[len(mine) :]
 
 
 def answer(words: list[str]) -> int:
