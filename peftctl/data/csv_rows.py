@@ -11,6 +11,7 @@ import csv
 import re
 from collections.abc import Iterator
 
+from peftctl.config.quote import quoted
 from peftctl.data.file import MAX_BYTES, File, Row, not_utf8
 from peftctl.errors import DataError, Problem
 
@@ -57,9 +58,9 @@ def _header(fields: list[str], place: str, delimiter: str) -> list[str]:
         if not name.strip():
             problems.append(Problem(f"{place}: column {number} has no name", "the first row names the columns"))
         elif name != name.strip():
-            problems.append(Problem(f"{place}: column {number} has space around its name: `{name[:40]}`"))
+            problems.append(Problem(f"{place}: column {number} has space around its name: {quoted(name)}"))
         elif name in before:
-            problems.append(Problem(f"{place}: two columns are named `{name[:40]}`"))
+            problems.append(Problem(f"{place}: two columns are named {quoted(name)}"))
         before.add(name)
     if problems:
         raise DataError.of(problems)

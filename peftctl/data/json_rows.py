@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from peftctl.config.quote import quoted
 from peftctl.data.file import MAX_BYTES, File, Row, not_utf8
 from peftctl.errors import DataError, Problem
 
@@ -97,10 +98,10 @@ def elements(file: File) -> Iterator[Row | Problem]:
         mark = text[position : position + 1]
         if mark == "]":
             if rest := text[position + 1 :].strip(_SPACE):
-                raise DataError(f"{place(position)}: more text after the end of the list: `{rest[:20]}`")
+                raise DataError(f"{place(position)}: more text after the end of the list: {quoted(rest[:20])}")
             return
         if mark != ",":
-            what = "the list has no end" if not mark else f"expected `,` or `]`, got `{mark}`"
+            what = "the list has no end" if not mark else f"expected `,` or `]`, got {quoted(mark)}"
             raise DataError(f"{place(position)}: not JSON: {what}")
         position = _skip(text, position + 1)
 
@@ -143,7 +144,7 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         double = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise _Refused(f"the key `{double}` stands twice in one object")
+        raise _Refused(f"the key {quoted(double)} stands twice in one object")
     return value
 
 

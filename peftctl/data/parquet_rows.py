@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from peftctl.config.quote import quoted, shown
 from peftctl.data.file import File, Row
 from peftctl.errors import DataError, Problem
 
@@ -54,7 +55,7 @@ def without_nulls(value: Any) -> Any:
 def _refuse_double(names: list[str], file: str) -> None:
     double = sorted({name for name in names if names.count(name) > 1})
     if double:
-        raise DataError.of([Problem(f"{file}: two columns are named `{name[:40]}`") for name in double])
+        raise DataError.of([Problem(f"{file}: two columns are named {quoted(name)}") for name in double])
 
 
 def _batch_size(metadata: Any) -> int:
@@ -81,4 +82,4 @@ def _row(batch: Any, index: int) -> Any:
 def _first_line(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"a text that is not UTF-8 (byte 0x{error.object[error.start]:02x})"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return shown((str(error).strip().splitlines() or [type(error).__name__])[0], 200)

@@ -19,14 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from peftctl.config.quote import quoted
+from peftctl.config.quote import quoted, shown
 from peftctl.engine.adapter import Adapter
 from peftctl.engine.anatomy import modules
 from peftctl.engine.attach import adapters_of, attach, methods, unattached
 from peftctl.engine.implied import left_out
 from peftctl.engine.method import METHODS, Method, Targeted
 from peftctl.engine.peft_config import CONFIG, common, read_config
-from peftctl.engine.tensor_file import FILES, PRIVATE, WEIGHTS, Sizes, read, shapes
+from peftctl.engine.tensor_file import FILES, LONGEST, PRIVATE, WEIGHTS, Sizes, read, shapes
 from peftctl.errors import AdapterError, Problem, StorageError
 
 
@@ -130,7 +130,8 @@ def planned(model: nn.Module, method: Method, folder: Path) -> list[Sizes]:
             adapters = method.build(model, sites)
     except AdapterError as error:  # it speaks of a recipe's `method` block, and this one came from a file
         text = f"{folder / CONFIG}: "
-        raise AdapterError.of([Problem(p.text.replace("method.", text, 1), p.hint) for p in error.problems]) from None
+        problems = [Problem(shown(p.text, LONGEST).replace("method.", text, 1), p.hint) for p in error.problems]
+        raise AdapterError.of(problems) from None
     named = {site.name: adapter for site, adapter in zip(sites, adapters, strict=True)}
     return [sizes(part(named)) for part in (on_disk, beside)]
 

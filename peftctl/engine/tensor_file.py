@@ -37,7 +37,7 @@ LARGEST, MOST = 32 * 2**20, 100_000
 """Bytes of a header, and tensors in it. A LoRA on every expert of 48 layers of 128 has 37,000, in 6 MB."""
 
 LONGEST = 200
-"""Characters of a tensor's name that a message shows."""
+"""Characters of a tensor's name, or of what is wrong with a header, that a message shows."""
 
 FILES = (WEIGHTS, PRIVATE)
 
@@ -72,7 +72,8 @@ def header(file: Path) -> Header:
                 raise AdapterError(f"{file}: {len(slices):,} tensors, more than {MOST:,}, which no adapter needs")
             return {key: (part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{file}: not a safetensors file, or a damaged one: {error}") from None
+        what = shown(str(error), LONGEST)  # it quotes the header
+        raise AdapterError(f"{file}: not a safetensors file, or a damaged one: {what}") from None
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from peftctl.config.quote import shown
 from peftctl.errors import ModelError
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -27,6 +28,9 @@ _MOST_ENTRIES, _MOST_TENSORS, _MOST_ITEMS, _LONGEST_STRING = 10_000, 100_000, 2_
 
 _MOST_BEHIND = 2**20
 """Bytes that may follow the last tensor."""
+
+_LONGEST_REASON = 200
+"""Characters of what is wrong that a message shows."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ def read_header(path: Path) -> Header:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, struct.error) as error:  # UnicodeDecodeError is a ValueError
-        raise ModelError(f"{path}: damaged or truncated GGUF: {error}", "copy or download it again") from error
+        what = shown(str(error), _LONGEST_REASON)  # it quotes names of the file, of any length and any characters
+        raise ModelError(f"{path}: damaged or truncated GGUF: {what}", "copy or download it again") from error
     if header.metadata.get("split.count", 0) not in (0, 1):
         raise ModelError(f"{path}: one part of a split model", "join them with `llama-gguf-split --merge`")
     return header

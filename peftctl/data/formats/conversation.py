@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from peftctl.config.near import did_you_mean
+from peftctl.config.quote import quoted
 from peftctl.data.formats.form import Problems, kind
 from peftctl.data.formats.kinds import Message
 from peftctl.data.formats.tool_calls import calls
@@ -117,7 +118,7 @@ def _message(message: dict[str, Any], place: str, problems: Problems) -> Message
     elif role not in ROLES:
         hint = f"`{ALIASES[role.casefold()]}` is its name here" if role.casefold() in ALIASES else None
         hint = hint or did_you_mean(role, ROLES) or "roles are `system`, `user`, `assistant` and `tool`"
-        problems.append(Problem(f"{place}.role: unknown role `{role[:40]}`", hint))
+        problems.append(Problem(f"{place}.role: unknown role {quoted(role)}", hint))
     if message.get("content") is not None:
         read["content"] = text_of(message["content"], f"{place}.content", problems)
     elif not read.get("tool_calls"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from peftctl.config.near import did_you_mean
+from peftctl.config.quote import quoted
 from peftctl.data.file import Row
 from peftctl.data.formats.form import Form, Format, Problems
 from peftctl.data.formats.kinds import Example
@@ -59,7 +60,7 @@ def check(row: Row, format: Format) -> Example:
 
 def named(keys: Iterable[str]) -> str:
     """Keys of a row, in words."""
-    return ", ".join(f"`{key[:40]}`" for key in list(keys)[:8]) or "none"
+    return ", ".join(quoted(key) for key in list(keys)[:8]) or "none"
 
 
 def _unknown(row: Row, meant: Sequence[Form]) -> Problem:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from peftctl.config.quote import quoted
 from peftctl.data.formats.form import Problems, kind
 from peftctl.errors import Problem
 
@@ -47,7 +48,7 @@ def unpacked(value: object, place: str, problems: Problems) -> object:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
         where = f" (character {error.pos + 1})" if isinstance(error, json.JSONDecodeError) else ""
-        problems.append(Problem(f"{place}: not JSON{where}: `{value[:40]}`"))
+        problems.append(Problem(f"{place}: not JSON{where}: {quoted(value)}"))
         return [] if value.lstrip().startswith("[") else {}
 
 
