@@ -211,11 +211,14 @@ class _Reading:
     def skip(self, path: Keys, level: int = 0) -> None:
         """Pass over the next value, or over the rest of one that is `level` starts deep."""
         while True:
+            place = self.place()
             if self.events.check_event(yaml.SequenceEndEvent, yaml.MappingEndEvent):
                 self.events.get_event()
                 level -= 1
             elif isinstance(self.node(path), yaml.CollectionStartEvent):
                 level += 1
+                if len(path) + level > DEEPEST:  # the time that PyYAML takes grows with the square of the depth
+                    raise Refused(Mistake(place, TOO_DEEP))
             if level == 0:
                 return
 
