@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Tag
 
 from peftctl.config.block import Block, Count, Fraction, Positive
+from peftctl.config.quote import quoted
 from peftctl.data.formats import Format
 from peftctl.data.formats.columns import refuse_unknown
 
@@ -157,7 +158,7 @@ class Dataset(Block):
         named = self.eval.items() if isinstance(self.eval, dict) else [("", self.eval)]
         for key in self.eval if isinstance(self.eval, dict) else ():
             if not SET_NAME.fullmatch(key):
-                raise ValueError(f"`eval`: the name `{key}` has more than letters, digits, `_`, `-` and `.`")
+                raise ValueError(f"`eval`: the name {quoted(key)} has more than letters, digits, `_`, `-` and `.`")
         for name, value in (("train", self.train), *((f"eval.{key}".rstrip("."), value) for key, value in named)):
             if value == [] or (isinstance(value, str) and not value.strip()):
                 raise ValueError(f"`{name}` names no source")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from peftctl.config.block import Block, Count, Natural
 from peftctl.config.near import did_you_mean
+from peftctl.config.quote import quoted, shown
 from peftctl.evaluation.gate import Gate, split_key
 from peftctl.evaluation.metric import Metric
 from peftctl.evaluation.metrics import METRICS
@@ -51,7 +52,7 @@ class Evaluation(Block):
             name = split_key(key)[1]
             if name not in METRICS:
                 hint = did_you_mean(name, METRICS) or f"metrics: {', '.join(METRICS)}"
-                raise ValueError(f"gates.{key}: no metric with a figure is called `{name}`; hint: {hint}")
+                raise ValueError(f"gates.{shown(key)}: no metric with a figure is called {quoted(name)}; hint: {hint}")
             if wrong := gate.wrong_for(METRICS[name]):
                 raise ValueError(f"gates.{key}: {wrong}")
         if len(set(self.labels)) != len(self.labels):
