@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from peftctl.config.quote import shown
 from peftctl.errors import NonFiniteError, Problem, RunError, StorageError
 from peftctl.training import filesystem, manifest, snapshot, storage
 from peftctl.training.tensors import pack, read_tensors, unpack, write_tensors
@@ -161,7 +162,7 @@ def load(path: Path) -> Checkpoint:
     try:
         record = json.loads((path / "state.json").read_bytes())
         if record["format"] != FORMAT:
-            raise StorageError(f"{path}: format {record['format']}; this version reads {FORMAT}")
+            raise StorageError(f"{path}: format {shown(str(record['format']))}; this version reads {FORMAT}")
         found = Checkpoint(
             path=path,
             step=record["step"],
@@ -173,7 +174,7 @@ def load(path: Path) -> Checkpoint:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StorageError(f"{path}: `state.json` is not what this version writes") from error
     if (match := _FOLDER.fullmatch(path.name)) and int(match[1]) != found.step:
-        raise StorageError(f"{path}: holds step {found.step}", "give the folder its own name back")
+        raise StorageError(f"{path}: holds step {shown(str(found.step))}", "give the folder its own name back")
     return found
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from peftctl.config.quote import quoted, shown
 from peftctl.errors import Problem, StorageError
 from peftctl.training import filesystem
 from peftctl.training.filesystem import Written
@@ -37,7 +38,7 @@ def _differences(folder: Path) -> list[str]:
     try:
         manifest = json.loads((folder / NAME).read_bytes())
         if manifest["format"] != FORMAT:
-            return [f"format {manifest['format']}; this version reads {FORMAT}"]
+            return [f"format {shown(str(manifest['format']))}; this version reads {FORMAT}"]
         expected = {name: Written(file["size"], file["sha256"]) for name, file in manifest["files"].items()}
     except FileNotFoundError:
         return [f"`{NAME}` is missing: it was never finished"]
@@ -46,8 +47,8 @@ def _differences(folder: Path) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [f"`{NAME}` is damaged"]
     present = set(_names(folder)) - {NAME}
-    problems = [f"`{name}` is missing" for name in sorted(expected.keys() - present)]
-    problems += [f"`{name}` does not belong to it" for name in sorted(present - expected.keys())]
+    problems = [f"{quoted(name)} is missing" for name in sorted(expected.keys() - present)]
+    problems += [f"{quoted(name)} does not belong to it" for name in sorted(present - expected.keys())]
     for name in sorted(present & expected.keys()):
         try:
             found = _digest(folder / name)
