@@ -34,7 +34,7 @@ STOPS = {
 }
 """Our templates, and the token that closes a turn; None for the tokenizer's `eos_token`."""
 
-SECONDS, MEGABYTES = 2.0, 512
+SECONDS, MEGABYTES = 1.0, 512
 """What one rendering may take; a template is a program, and may be a stranger's."""
 MORE, TIMES = 1 << 20, 16
 """Characters of a rendering from which on it must not be so many times as long as what it renders."""
@@ -196,3 +196,5 @@ def _parse(text: str) -> jinja2.nodes.Template:
         raise DataError(f"{_PLACE}: not a Jinja template: nested too deep") from None
     except jinja2.TemplateSyntaxError as error:
         raise DataError(f"{_PLACE}:{error.lineno}: not a Jinja template: {error.message}") from None
+    except ValueError:  # the one thing that Jinja's lexer leaves to int()
+        raise DataError(f"{_PLACE}: not a Jinja template: a number with too many digits") from None

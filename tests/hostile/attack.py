@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tiny_chat
+from engine.folders import configure, made
 
 from peftctl.config.write import to_yaml
 
@@ -25,14 +26,19 @@ CANARY = "from pathlib import Path\nPath(__file__).with_name('sang').write_text(
 class Server:
     """The process that forks (`server.py`)."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, base: Path) -> None:
         here = Path(__file__).parents[1]
         quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
         quiet["PYTHONDONTWRITEBYTECODE"] = "1"  # beside a module that a child is the first to import
         offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
         self.env = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", **quiet, **offline}
+        self.env["PEFTCTL_HOME"] = str(home / "peftctl")
+        good = tiny_chat.recipe(base, tiny_chat.write_rows(home / "rows.jsonl", tiny_chat.chats(8)))
+        (home / "recipe.yaml").write_text(to_yaml(good))
+        (home / "bad.yaml").write_text(to_yaml(good | {"seed": "x"}))
+        configure(made(home / "adapter"), base_model_name_or_path=str(base))
         self.process = subprocess.Popen(
-            [sys.executable, str(here / "hostile" / "server.py")],
+            [sys.executable, str(here / "hostile" / "server.py"), str(home)],
             env=self.env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -161,12 +167,13 @@ class Attack:
         """What a small file says."""
         return path.read_bytes().decode("latin-1") if path.stat().st_size < 1 << 22 else ""
 
-    def harmless(self, *words: object, code: int = 0, **options: Any) -> Seen:
-        """Run a command line that ends with `code`, and nothing else comes of it."""
+    def harmless(self, *words: object, code: int | None = 0, **options: Any) -> Seen:
+        """Run a command line that ends with `code`, or with 0 or 1 for None, and nothing else comes of it."""
         within, swelling = options.pop("within", 4.0), options.pop("swelling", 300.0)
         seen = self.run(*words, **options)
         assert not seen.sang, seen
-        assert (seen.code, seen.signal) == (code, None), seen
+        assert seen.signal is None, seen
+        assert seen.code in ((0, 1) if code is None else (code,)), seen
         assert "Traceback" not in seen.err, seen.err
         assert seen.seconds < within, seen.seconds
         assert seen.grown < swelling, seen.grown

@@ -11,8 +11,8 @@ from hostile.attack import Attack, Server
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
+def server(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"), base)
     yield server
     server.close()
 

@@ -6,6 +6,7 @@ with a canary, limits of memory and CPU time, a home of its own, and no terminal
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pty
@@ -31,14 +32,12 @@ def load() -> None:
     import PIL.Image
     import pyarrow.parquet  # noqa: F401
     import requests  # noqa: F401  # its import tries a socket, of no address
-    import torch
     import transformers
     from transformers.models.auto import modeling_auto  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401
 
     from peftctl.verbs import adapters, data, evaluate, export, generate, merge, plan, train  # noqa: F401
 
-    torch.set_num_threads(1)
     PIL.Image.init()
     assert transformers.AutoTokenizer
     assert transformers.PreTrainedTokenizerFast
@@ -53,10 +52,12 @@ def megabytes(key: str) -> float:
 
 def child(request: dict[str, Any]) -> int:
     """What happens in a child, to its exit code."""
+    import torch
     from hostile.canary import PAYLOADS, watch
 
     from peftctl.cli import main
 
+    torch.set_num_threads(1)  # its pool is the parent's: made anew here, before threads that load a model race for it
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
@@ -140,11 +141,26 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def warm(folder: str) -> None:
+    """Run good command lines here, so that no child imports, compiles or remembers what all of them need."""
+    from peftctl.cli import main
+
+    os.chdir(folder)
+    for words in (["validate", "bad.yaml"], ["data", "recipe.yaml"], ["generate", "adapter", "hi"]):
+        main(words)
+    gc.collect()
+    gc.freeze()  # what a child does not touch is not copied
+
+
 def serve() -> None:
     """Until nobody asks any more."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is no answer
+    errors = os.dup(2)
+    os.dup2(1, 2)
     load()
+    warm(sys.argv[1])
+    os.dup2(errors, 2)
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), file=answers, flush=True)

@@ -213,7 +213,6 @@ def test_an_adapter_is_refused(name: str, folder: Path, attack: Attack):
 )
 def test_nothing_is_imported_by_name(changes: dict[str, Any], folder: Path, attack: Attack):
     configure(folder, **changes)
-    attack.harmless("generate", "adapter", "hi", "--max-new-tokens", "1")
     attack.harmless("merge", "adapter", "--output", "merged", writes=["."], within=20, swelling=600)
 
 

@@ -92,6 +92,7 @@ def adapter(attack: Attack) -> Path:
     return attack.work / "run"
 
 
+@pytest.mark.slow
 def test_code_that_lies_beside_is_never_run(folder: Path, attack: Attack):
     for name in ("evil", "modeling_evil", "tokenization_evil", "configuration_evil"):
         (folder / f"{name}.py").write_text(CANARY)
@@ -187,7 +188,7 @@ def tokenizer_of_a_panic(folder: Path) -> None:
 
 
 def tokens_beyond_the_model(folder: Path) -> None:
-    words = {f"w{number}": number for number in range(200_000)}
+    words = {f"w{number}": number for number in range(100_000)}
     configure(folder, "tokenizer.json", model={"type": "WordLevel", "vocab": words, "unk_token": "w0"})
 
 
@@ -219,7 +220,7 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "one of ten thousand letters": (cutting("a?" * 10_000), "may never end"),
     "one that is none": (cutting("(((("), "tokenizer cannot be read"),
     "a tokenizer of a panic": (tokenizer_of_a_panic, "tokenizer cannot be read"),
-    "tokens beyond the model": (tokens_beyond_the_model, "200000|tokens, its embedding"),
+    "tokens beyond the model": (tokens_beyond_the_model, "100000|tokens, its embedding"),
     "a pickled tokenizer": (pickled_tokenizer, "tokenizer"),
     "an adapter beside": (another_adapter, "holds an adapter beside"),
 }

@@ -45,7 +45,7 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "a list without end": ("rows.json", b"[" + GOOD.strip() + b",", "rows.json:1"),
     "a list of lists": ("rows.json", b"[" * 100_000, "nested deeper than 64"),
     "an object for a list": ("rows.json", GOOD, "expected a list of objects"),
-    "a quote that never ends": ("rows.csv", b'text\n"' + b"a,b\n" * 5_000_000, "more than 16 MB"),
+    "a quote that never ends": ("rows.csv", b'text\n"' + (b"a,b" * 1000 + b"\n") * 6_000, "more than 16 MB"),
     "a quote in the middle": ("rows.csv", b'text,b\na"b,c\n', "quote inside an unquoted field"),
     "a field more": ("rows.csv", b"text\na,b\n", "2 fields; the header has 1"),
     "columns of one name": ("rows.csv", b"text,text\na,b\n", "two columns are named"),
@@ -84,9 +84,10 @@ def test_a_file_is_refused(name: str, attack: Attack):
     attack.refused("train", "recipe.yaml", telling=telling, within=5.0, swelling=900)
 
 
-def test_a_line_of_a_gigabyte(attack: Attack):
+@pytest.mark.parametrize("size", [200 << 20, pytest.param(1 << 30, marks=pytest.mark.slow)])
+def test_a_line_of_a_gigabyte(size: int, attack: Attack):
     with attack.write("rows.jsonl", GOOD + b'{"text": "').open("r+b") as file:
-        file.truncate(1 << 30)
+        file.truncate(size)
     attack.recipe(dataset={"train": "rows.jsonl"})
     attack.refused("train", "recipe.yaml", telling="rows.jsonl:2: the line is longer than", swelling=100)
 
@@ -117,8 +118,7 @@ def test_no_byte_of_a_table_matters(attack: Attack):
     size = (attack.work / "rows.parquet").stat().st_size
     for place in range(4, size, 7):
         parquet(attack.work / "rows.parquet", **{f"at{place}": 255})
-        code = attack.run("data", "recipe.yaml").code
-        attack.harmless("data", "recipe.yaml", code=code or 0)
+        attack.harmless("data", "recipe.yaml", code=None)
 
 
 def test_a_table_of_many_rows_that_are_not_there(attack: Attack):
@@ -163,7 +163,7 @@ def test_a_row_is_shown_and_not_obeyed(name: str, attack: Attack):
     path.write_text(json.dumps(described))
     attack.rows([json.loads(with_text(evil))])
     attack.recipe(base="base")
-    seen = attack.harmless("data", "recipe.yaml", terminal=True, code=attack.run("data", "recipe.yaml").code or 0)
+    seen = attack.harmless("data", "recipe.yaml", terminal=True, code=None)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", seen.out)  # what rich itself writes
     assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", plain), plain
     assert "\x1b[31mred" not in seen.out
@@ -196,8 +196,7 @@ def test_a_page_runs_nothing(evil: str, attack: Attack):
     path.write_text(json.dumps(described))
     attack.write("rows.jsonl", with_text(evil) + GOOD)
     attack.recipe(base="base")
-    code = attack.run("data", "recipe.yaml").code or 0
-    attack.harmless("data", "recipe.yaml", "--html", "page.html", code=code, writes=["."])
+    attack.harmless("data", "recipe.yaml", "--html", "page.html", code=None, writes=["."])
     page = (attack.work / "page.html").read_text()
     body = page.partition("</style>")[2]
     assert "<script" not in page

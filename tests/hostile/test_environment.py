@@ -45,7 +45,7 @@ sys.addaudithook(lambda event, arguments: seen.append(event) if event.startswith
 
 
 @pytest.mark.parametrize(
-    "code", ["import peftctl", "import peftctl.cli", "import peftctl.cli.app", "import peftctl; peftctl.attach"]
+    "code", ["import peftctl", "import peftctl.cli", "import peftctl.cli.app; import peftctl; peftctl.attach"]
 )
 def test_an_import_opens_no_socket_and_starts_no_process(code: str, tmp_path: Path):
     done = cold(f"{WATCH}\n{code}\nprint(seen)", tmp_path)
@@ -78,7 +78,14 @@ def test_a_module_path_of_strangers_is_what_the_canary_sees(tmp_path: Path):
     assert (tmp_path / "sang").exists()
 
 
-@pytest.mark.parametrize("words", [["--offline", "{}"], ["{}", "--offline"], ["{}"]], ids=str)
+SLOW = [pytest.mark.slow]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--offline", "{}"], pytest.param(["{}", "--offline"], marks=SLOW), pytest.param(["{}"], marks=SLOW)],
+    ids=str,
+)
 def test_offline_asks_no_network(words: list[str], tmp_path: Path):
     code = f"""{WATCH}
 from peftctl.cli import main

@@ -58,14 +58,20 @@ TEMPLATES = {
 }
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+SLOW = ("loops that write", "lipsum", "a macro twice of itself", "letters twice and twice")
+"""Those that take their second, as others do."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in TEMPLATES]
+)
 def test_a_template_is_refused(name: str, attack: Attack):
     template, telling = TEMPLATES[name]
     attack.write("evil.jinja", template + "{% for m in messages %}{{ m.content }}{% endfor %}")
     attack.rows(attack_rows())
     attack.recipe(dataset={"chat_template": "evil.jinja"})
     if telling is None:  # it does nothing, so that the rows are all that comes out
-        attack.run("data", "recipe.yaml")
+        attack.harmless("data", "recipe.yaml", code=None)
         return
     attack.refused("train", "recipe.yaml", telling=telling, within=5.0, swelling=700)
 
