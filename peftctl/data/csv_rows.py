@@ -50,7 +50,7 @@ def records(file: File, delimiter: str) -> Iterator[Row | Problem]:
 def _header(fields: list[str], place: str, delimiter: str) -> list[str]:
     other = next((mark for mark in _NAMES if mark != delimiter and mark in fields[0]), None)
     if len(fields) == 1 and other is not None:
-        text = f"{place}: one column, with a {_NAMES[other]} in its name: `{fields[0][:40]}`"
+        text = f"{place}: one column, with a {_NAMES[other]} in its name: {quoted(fields[0])}"
         raise DataError(text, _SUFFIX_HINTS.get(other, f"fields are separated by a {_NAMES[delimiter]}"))
     problems: list[Problem] = []
     before: set[str] = set()

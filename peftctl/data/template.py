@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftctl.config.bounds import TooMuch, bounded
 from peftctl.config.near import did_you_mean
+from peftctl.config.quote import shown
 from peftctl.data.formats import Message
 from peftctl.data.sources import near
 from peftctl.errors import DataError
@@ -195,6 +196,6 @@ def _parse(text: str) -> jinja2.nodes.Template:
     except RecursionError:
         raise DataError(f"{_PLACE}: not a Jinja template: nested too deep") from None
     except jinja2.TemplateSyntaxError as error:
-        raise DataError(f"{_PLACE}:{error.lineno}: not a Jinja template: {error.message}") from None
+        raise DataError(f"{_PLACE}:{error.lineno}: not a Jinja template: {shown(error.message or '', 200)}") from None
     except ValueError:  # the one thing that Jinja's lexer leaves to int()
         raise DataError(f"{_PLACE}: not a Jinja template: a number with too many digits") from None

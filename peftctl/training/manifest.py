@@ -56,7 +56,7 @@ def _differences(folder: Path) -> list[str]:
             problems.append(f"`{name}` cannot be read: {error}")
             continue
         if found.size != expected[name].size:
-            problems.append(f"`{name}` has {found.size} bytes; {expected[name].size} were written")
+            problems.append(f"`{name}` has {found.size} bytes; {shown(str(expected[name].size))} were written")
         elif found != expected[name]:
             problems.append(f"`{name}` is not what was written: its SHA-256 differs")
     return problems

@@ -92,7 +92,7 @@ def text_of(content: object, place: str, problems: Problems) -> object:
         if type_ == "text" and isinstance(text, str):
             texts.append(text)
         elif isinstance(type_, str) and type_ != "text":
-            what = f"{place}[{index}]: a part of type `{type_[:40]}`"
+            what = f"{place}[{index}]: a part of type {quoted(type_)}"
             problems.append(Problem(what, "a conversation has texts alone: images and sounds cannot be trained here"))
         else:
             hint = '`{"type": "text", "text": "..."}`, or a text instead of the list'

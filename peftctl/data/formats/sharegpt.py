@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from peftctl.config.near import did_you_mean
+from peftctl.config.quote import quoted
 from peftctl.data.file import Row
 from peftctl.data.formats.conversation import answered, flags, text_of
 from peftctl.data.formats.form import Form, Problems, kind, optional_text
@@ -79,7 +80,7 @@ def _message(turn: object, place: str, problems: Problems) -> Message:
             did_you_mean(speaker, SPEAKERS)
             or "speakers are `system`, `human`, `gpt`, `function_call` and `observation`"
         )
-        problems.append(Problem(f"{place}.{who}: unknown speaker `{speaker[:40]}`", hint))
+        problems.append(Problem(f"{place}.{who}: unknown speaker {quoted(speaker)}", hint))
     elif speaker.casefold() in _CALLING:
         return {"role": "assistant", "content": "", "tool_calls": _calls(value, f"{place}.{what}", problems)}
     return {"role": SPEAKERS.get(speaker.casefold()), "content": text_of(value, f"{place}.{what}", problems)}
