@@ -44,7 +44,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "bottleneck": {},
     "reft": {},
     "layers": {"norms": True},
-    "gralora": {"r": 4, "gralora_k": 2, "target_modules": ["q_proj"]},
+    "gralora": {"r": 4, "target_modules": ["q_proj"]},
     "mora": {"r": 4, "target_modules": ["q_proj"]},
 }
 
@@ -63,15 +63,9 @@ def adapters(folder: Path) -> list[Case]:
     ]
     cases = []
     for name, fields in [*METHODS.items(), *more]:
-        known = {field: value for field, value in fields.items() if field in METHOD_FIELDS(name)}
-        model = peftctl.attach(tiny.build("llama"), peftctl.METHODS[name](**known))
+        model = peftctl.attach(tiny.build("llama"), peftctl.METHODS[name](**fields))
         cases.append(files(peftctl.save(model, folder / f"{len(cases)}")))
     return cases
-
-
-def METHOD_FIELDS(name: str) -> set[str]:
-    """Fields of a method."""
-    return set(peftctl.METHODS[name].__dataclass_fields__)
 
 
 def recipes() -> list[Case]:

@@ -8,89 +8,14 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Any
 
+from fuzz.nasty import INTEGERS, SPLINTERS, TEXTS
+
 Case = dict[str, bytes]
 """Files by their names."""
-
-INTEGERS = (0, 1, 2, 3, 4, 7, 8, 9, 10, 15, 16, 31, 32, 64, 127, 128, 255, 256, 1023, 65535, 65536, 2**24, 2**31 - 1)
-INTEGERS += (2**31, 2**32 - 1, 2**32, 2**40, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
-
-TEXTS = (
-    *(
-        "",
-        " ",
-        "\0",
-        "\x1b[2J\x1b]0;evil\x07",
-        "\u202eevil",
-        "\ufeff",
-        "\u2028",
-        "é",
-        "e\u0301",
-        "😀",
-        "\U0010ffff",
-        "\ud800",
-    ),
-    *(
-        "ﬃ",
-        "İ",
-        "ß",
-        "١٢",
-        "½",
-        "²",
-        "x" * 300,
-        "x" * 70_000,
-        "a.b.c",
-        "..",
-        "../../etc/passwd",
-        "/",
-        "~",
-        "nul",
-        "%s%n",
-    ),
-    *(
-        "{0}",
-        "{{ x }}",
-        "{% for",
-        "${HF_TOKEN}",
-        "!!python/name:os.system",
-        "*a",
-        "&a",
-        "<<",
-        "null",
-        "true",
-        "no",
-        "NaN",
-    ),
-    *(
-        "1e999",
-        "-1",
-        "0x10",
-        "1_000",
-        "1:30",
-        "010",
-        "(a+)+$",
-        "(" * 200,
-        "[",
-        "(?:a|b|c|d){1,9}",
-        ".*" * 12,
-        "\\",
-        "^",
-        "$",
-    ),
-    *("lora_A", "default", "base_layer", "modules_to_save", "weight", "all-linear", "<|im_start|>", "lm_head", "0"),
-)
-"""What trips parsers, terminals, paths, templates and regular expressions."""
-
-SPLINTERS = (
-    *(b"\0", b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\xc0\x80", b"\r", b"\r\n", b"\n\n", b"\t", b'"'),
-    *(b"'", b",", b";", b":", b": ", b"{", b"}", b"[", b"]", b"[" * 2_000, b'{"a":' * 2_000, b"- ", b"#", b"|", b">"),
-    *(b"---\n", b"...\n", b"%YAML 1.1\n", b"&a ", b"*a", b"<<: *a", b"!!str ", b"!x ", b"? ", b"\\ud800", b"\\x00"),
-    *(b"\\UFFFFFFFF", b"NaN", b"1e999", b"9" * 5_000, b"-0", b"null", b"{{", b"{%", b"%}", b"}}", b"\x1b[2J", b"\x85"),
-)
-"""What a text is broken with."""
 
 WORD = re.compile(rb"[A-Za-z_]{2,}|\d+(?:\.\d+)?")
 
@@ -205,7 +130,7 @@ def changed(random: Random, value: Any) -> Any:
     return value
 
 
-def walked(value: Any, depth: int = 0) -> Any:
+def walked(value: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
     """Holder and key of everything that is held."""
     if depth < 40 and isinstance(value, dict | list):
         for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):

@@ -23,7 +23,8 @@ from random import Random
 from typing import Any
 
 from fuzz.mutations import Case
-from fuzz.targets import TARGETS, Target, told
+from fuzz.target import Target, told
+from fuzz.targets import TARGETS
 
 from peftctl.errors import PeftctlError
 
@@ -72,6 +73,7 @@ def run(
     result, begun = Result(), time.perf_counter()
     for case in target.mutator.corpus:  # what is imported or remembered once is nobody's growth
         with_verdict(target, case)
+    forget_peak()
     early = memory()
     for number in range(start, start + cases):
         if failures and number % 64 == 0:

@@ -9,14 +9,14 @@ from fuzz.run import run
 from fuzz.targets import TARGETS
 
 CASES = {
-    "adapter": 1_200,
-    "recipe": 600,
+    "adapter": 1_000,
+    "recipe": 400,
     "override": 2_000,
     "data": 2_500,
     "parquet": 2_000,
     "gguf": 3_000,
     "chat": 500,
-    "checkpoint": 1_200,
+    "checkpoint": 800,
     "words": 60,
 }
 

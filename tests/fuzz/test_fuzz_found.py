@@ -12,7 +12,8 @@ import pytest
 from fuzz import corpora
 from fuzz.mutations import Case
 from fuzz.run import with_verdict
-from fuzz.targets import TARGETS, Target
+from fuzz.target import Target
+from fuzz.targets import TARGETS
 
 from peftctl.data.parquet_rows import _first_line
 
@@ -70,7 +71,16 @@ FOUND: dict[str, tuple[str, Case]] = {
     "a role that a terminal obeys": ("data", rows('{"messages": [{"role": "u\\u001b[2J", "content": "x"}]}\n')),
     "a key twice that a terminal obeys": ("data", rows('{"\\u001b[2J": 1, "\\u001b[2J": 2}\n')),
     "two columns that turn the text": ("data", rows("\u202ea,\u202ea\n1,2\n", "rows.csv")),
+    "one column with a name that a terminal obeys": ("data", rows("a\x1b|b\n1\n", "rows.csv")),
     "more text that a terminal obeys": ("data", rows('[{"text": "a"}] \x1b[2J', "rows.json")),
+    "a tag that fills the screen": (
+        "chat",
+        {"chat.jinja": b"{% " + LONG.encode() + b" %}", "messages.json": b"[]"},
+    ),
+    "a speaker that a terminal obeys": (
+        "data",
+        rows('{"conversations": [{"from": "\\u001b[2J", "value": "x"}]}\n'),
+    ),
     "a number with five thousand digits": (
         "chat",
         {"chat.jinja": b"{{ " + b"9" * 5_000 + b" }}", "messages.json": b"[]"},
@@ -93,13 +103,17 @@ def test_found(name: str, made: Callable[[str], Target]):
     assert seconds < 0.5
 
 
-@pytest.mark.parametrize("name", ["a file without end", "a step that is a list", "a format of the screen"])
+@pytest.mark.parametrize(
+    "name", ["a file without end", "a step that is a list", "a format of the screen", "a size that is a text"]
+)
 def test_found_in_checkpoints(name: str, made: Callable[[str], Target]):
     target = made("checkpoint")
     case = dict(target.mutator.corpus[0])
     manifest, state = json.loads(case["manifest.json"]), json.loads(case["state.json"])
     if name == "a file without end":
         manifest["files"][LONG] = {"size": 1, "sha256": ""}
+    elif name == "a size that is a text":
+        manifest["files"]["trainable.safetensors"]["size"] = "\x1b[2J"
     elif name == "a step that is a list":
         state["step"] = [LONG]
     else:

@@ -13,7 +13,8 @@ import pytest
 from fuzz import corpora
 from fuzz.mutations import Case, Mutator
 from fuzz.run import Result, run
-from fuzz.targets import TARGETS, Target
+from fuzz.target import Target
+from fuzz.targets import TARGETS
 
 from peftctl.engine import disk
 from peftctl.errors import DataError, PeftctlError
