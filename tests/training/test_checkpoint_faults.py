@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import errno
+import resource
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from toy_run import Run, steps_in
 
 from peftctl.errors import StorageError
 from peftctl.training import checkpoint
+from peftctl.verbs.mortal import live
 
 
 @pytest.fixture
@@ -59,7 +62,10 @@ def test_killed_at_every_call_a_verified_checkpoint_is_found(tmp_path: Path) -> 
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+CODES = [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EACCES, errno.EMFILE, errno.EFBIG, errno.EROFS]
+
+
+@pytest.mark.parametrize("code", CODES, ids=lambda code: errno.errorcode[code])
 def test_refused_at_every_call_the_old_ones_stay_and_the_next_save_works(copy: Path, code: int) -> None:
     run = Run(copy, seed=1)
     run.resume()
@@ -100,6 +106,25 @@ def test_short_writes_lose_nothing(tmp_path: Path) -> None:
     run = Run(tmp_path, "sgd_plain")
     with installed(FaultyDisk(short=True)):
         run.save()
+    checkpoint.load(tmp_path / "step-000000")
+
+
+def test_a_file_may_not_grow_any_further(tmp_path: Path) -> None:
+    """The limit of a real process, as `ulimit -f` sets it."""
+    run = Run(tmp_path)
+    run.save()
+    run.train(1)
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        with pytest.raises(StorageError, match="larger than a file may be here") as caught:
+            run.save()
+        assert "ulimit -f" in str(caught.value)
+
+    log = tmp_path.with_name("log")
+    assert live(limited, log) == 0, log.read_text()
+    assert steps_in(tmp_path) == [0]
     checkpoint.load(tmp_path / "step-000000")
 
 

@@ -99,6 +99,7 @@ class Trial:
     method: str
     kind: Kind
     folder: Path
+    keep: int = 99
 
     def run(self, resume_from: checkpoint.Checkpoint | None = None) -> tuple[dict[str, torch.Tensor], list[float]]:
         """What was trained at the end, and the losses on the way."""
@@ -107,7 +108,7 @@ class Trial:
         model, method = build("llama"), made(self.method, "llama")
         if hasattr(method, "dropout") and self.method != "delta_lora":  # which refuses it
             method = replace(method, dropout=0.3)
-        trainer = replace(BASE, fast=self.kind.fast, **self.kind.trainer)
+        trainer = replace(BASE, fast=self.kind.fast, keep=self.keep, **self.kind.trainer)
         peftctl.attach(model, method)
         random.seed(begun)  # nothing may depend on what was drawn before
         torch.manual_seed(begun)
