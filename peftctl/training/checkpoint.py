@@ -8,7 +8,8 @@
     manifest.json           size and SHA-256 of every other file; written last
 
 Committing: build a temporary sibling, sync all, read it back against the hashes from memory, rename, sync the parent.
-A checkpoint that differs from its manifest by one bit is never resumed from; the newest one before it is.
+A checkpoint that differs from its manifest by one bit is never resumed from; the newest one before it is. A file
+`step-000100.pin` beside a checkpoint keeps it from being deleted.
 """
 
 from __future__ import annotations
@@ -128,12 +129,18 @@ def restore(
 ) -> None:
     """Puts tensors, optimizer and schedule back in place, bit for bit, but not the random generators.
 
-    All or nothing: raises RunError with every name, shape and dtype that differs before it changes any of them.
+    All or nothing: raises RunError with every name, shape and dtype that differs, StorageError for parts that do not
+    belong together, before it changes any of them.
     """
     saved = read_tensors(checkpoint.path / "trainable.safetensors")
     moments = read_tensors(checkpoint.path / "optimizer.safetensors")
     problems = _mismatch(saved, trainable) + snapshot.optimizer_mismatch(checkpoint.optimizer, optimizer, names)
     _refuse(checkpoint.path, problems)
+    try:
+        unpack(checkpoint.optimizer, moments)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # nobody but a stranger seals such a checkpoint
+        what = f"{checkpoint.path}: `state.json` asks for what `optimizer.safetensors` does not hold"
+        raise StorageError(what, "train anew with `--output`") from error
     _copy(saved, trainable)
     snapshot.restore_optimizer(checkpoint.optimizer, moments, optimizer, names)
     if scheduler is not None:
@@ -173,6 +180,8 @@ def load(path: Path) -> Checkpoint:
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StorageError(f"{path}: `state.json` is not what this version writes") from error
+    if type(found.step) is not int:
+        raise StorageError(f"{path}: `state.json` is not what this version writes")
     if (match := _FOLDER.fullmatch(path.name)) and int(match[1]) != found.step:
         raise StorageError(f"{path}: holds step {shown(str(found.step))}", "give the folder its own name back")
     return found
@@ -201,7 +210,7 @@ def prune(checkpoints: Path, keep: int, best: int | None = None) -> list[Path]:
             with suppress(StorageError):
                 load(path)
                 verified += 1
-        elif step != best:
+        elif step != best and not path.with_name(f"{path.name}.pin").exists():
             storage.discard(path)
             gone.append(path)
     return gone

@@ -163,3 +163,32 @@ def test_the_same_step_again_replaces_it(copy: Path) -> None:
     run.save()
     assert checkpoint.load(copy / "step-000010").step == 10
     assert steps_in(copy) == [9, 10]
+
+
+def test_a_pinned_one_stays(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for _ in range(5):
+        run.train(1)
+        run.save()
+    (tmp_path / "step-000002.pin").touch()
+    checkpoint.prune(tmp_path, 2)
+    (tmp_path / "step-000002.pin").unlink()
+    assert steps_in(tmp_path) == [2, 4, 5]
+    found, skipped = checkpoint.latest(tmp_path)
+    assert (found and found.step, skipped) == (5, [])
+
+
+@pytest.mark.parametrize("value", [{"$": "tensor", "name": "gone"}, {"$": "pickle"}])
+def test_parts_that_do_not_belong_together_change_nothing(copy: Path, value: dict[str, str]) -> None:
+    folder = copy / "step-000010"
+    record = json.loads((folder / "state.json").read_text())
+    first = next(iter(record["optimizer"]["state"].values()))
+    first["exp_avg"] = value
+    (folder / "state.json").write_text(json.dumps(record))
+    (folder / "manifest.json").unlink()
+    manifest.seal(folder, {})
+    run = Run(copy, seed=1)
+    before = run.digest()
+    with pytest.raises(StorageError, match=r"asks for what `optimizer\.safetensors` does not hold"):
+        run.resume()
+    assert run.digest() == before
