@@ -2,13 +2,14 @@
 # make test         the tests, without network or GPU
 # make check        style, types, the direction of imports
 # make bench        peftctl and its peers side by side on a CPU, for hours: benchmarks/results
+# make soak         hours of kills, losses of power, damage and mutants: benchmarks/results/reliability.md
 # Each makes .venv when it is missing.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test test-slow check bench clean
+.PHONY: quickstart test test-slow check bench soak clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -35,6 +36,9 @@ check: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.bench
+
+soak: .venv/installed
+	cd tests && OMP_NUM_THREADS=1 PYTHONPATH=..:. ../$(BIN)/python -m soak --report
 
 clean:
 	rm -rf .venv build dist runs

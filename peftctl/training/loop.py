@@ -7,20 +7,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from peftctl.data.batches import Layout, Packing, Part, order, rows_per_epoch
 from peftctl.data.encode import Encoded
 from peftctl.engine.attach import live, trained
 from peftctl.engine.method import Method
-from peftctl.errors import Interrupted, NonFiniteError, NothingLearned, StorageError
-from peftctl.evaluation.loss import add, looked_ahead, means, reduced
-from peftctl.training import checkpoint, snapshot
+from peftctl.errors import NonFiniteError, NothingLearned
+from peftctl.evaluation.loss import add, looked_ahead, reduced
+from peftctl.training import checkpoint
+from peftctl.training.between import Between
 from peftctl.training.memory import peak_memory
 from peftctl.training.optimizer import build_optimizer, build_schedule
 from peftctl.training.progress import Progress, marks
@@ -56,11 +55,10 @@ def train(
     Raises, each after saving: Interrupted on a signal, NonFiniteError on a loss or gradient that is no number,
     NothingLearned when the adapter ends as it began. Raises StorageError when the disk refuses three saves in a row.
     """
-    from accelerate.utils import gather_object, set_seed
+    from accelerate.utils import set_seed
 
     parts = parts or [Part(len(rows))]
     steps, per_epoch = total_steps(trainer, parts), math.ceil(rows_per_epoch(parts) / trainer.batch_size)
-    eval_every, save_every = trainer.eval_every or per_epoch, trainer.save_every or per_epoch
     task = trainer.task
     layout = Layout(rows, trainer.micro_batch_size, pad_id, packing, task.collate)
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -87,10 +85,9 @@ def train(
         resume_from.restore_rng(rank)  # last: whatever is built draws random numbers
         progress = Progress(**resume_from.state["progress"])
 
-    began = resume_from.state["began"] if resume_from is not None else marks(parameters)
-    saver = Saver(log)
+    began = marks(parameters) if resume_from is None else resume_from.state.get("began")
 
-    def commit(progress: Progress, rng: list[Any]) -> Path:
+    def write(progress: Progress, rng: list[Any]) -> Path:
         return checkpoint.save(
             folder,
             progress.step,
@@ -103,65 +100,25 @@ def train(
             rng=rng,
         )
 
-    def save(progress: Progress) -> bool:
-        """Whether it is on the disk; one process writes, all know."""
-        rng, saved = gather_object([snapshot.rng_state()]), True
-        if accelerator.is_main_process:
-            with stop.deferred():
-                prune = partial(checkpoint.prune, folder, trainer.keep, progress.best_step)
-                saved = saver.save(progress.step, partial(commit, progress, rng), prune)
-        return bool(gather_object([saved])[0])
-
-    def leave(progress: Progress, asked: str, saved: bool) -> NoReturn:
-        """Stop as a signal asked."""
-        what = f"stopped by {asked} after step {progress.step} of {steps}"
-        if not saved:
-            raise StorageError(f"{what}, not saved: the disk refused", "make room, then go on with `--resume`")
-        raise Interrupted(f"{what}, saved", "go on with `--resume`")
-
-    def due(progress: Progress) -> bool:
-        """Whether an evaluation is."""
-        at = progress.step % eval_every == 0 or progress.step == steps
-        return bool(eval_rows) and at and progress.evaluated < progress.step
-
-    def evaluate(progress: Progress) -> Progress:
-        def poll() -> None:  # it may take long, and nothing of it is kept; several processes end it together
-            if world == 1 and stop.requested:
-                leave(progress, stop.requested, save(progress))
-
-        found = {
-            name: means(model, task, eval_set, trainer.micro_batch_size, pad_id, accelerator, poll)
-            for name, eval_set in eval_rows.items()
-        }
-        first = next(iter(found.values()))  # the first set says what is best
-        progress = progress.judged(first["loss"])
-        told = {"step": progress.step, **first, "best": progress.best_step == progress.step}
-        losses = {name: one["loss"] for name, one in found.items()}
-        log({"event": "eval", **told, **({"losses": losses} if len(losses) > 1 else {})})
-        return progress
-
-    def over(progress: Progress) -> bool:
-        early = trainer.early_stopping is not None and progress.evaluations_since_best >= trainer.early_stopping
-        return progress.step == steps or early
-
-    def closed(progress: Progress) -> Progress:
-        """After what is due when a step is done: evaluate, save, stop."""
-        before = progress
-        progress = evaluate(progress) if due(progress) else progress
-        asked = signalled(stop, accelerator)
-        best = progress.best_step == progress.step
-        if progress.step % save_every == 0 or best or over(progress) or asked:
-            saved = save(progress)
-            if best and not saved:  # there is no going back to it
-                progress = progress._replace(best_loss=before.best_loss, best_step=before.best_step)
-            if asked and not over(progress):
-                leave(progress, asked, saved)
-        return progress
-
-    if due(progress):  # a signal came in the midst of it
-        progress = closed(progress)
+    between = Between(
+        model=model,
+        trainer=trainer,
+        steps=steps,
+        eval_every=trainer.eval_every or per_epoch,
+        save_every=trainer.save_every or per_epoch,
+        eval_rows=eval_rows,
+        pad_id=pad_id,
+        accelerator=accelerator,
+        folder=folder,
+        stop=stop,
+        log=log,
+        saver=Saver(log),
+        write=write,
+    )
+    if between.due(progress):
+        progress = between.close(progress)
     planned, plan = -1, []
-    while not over(progress):
+    while not between.over(progress):
         epoch, position = divmod(progress.step, per_epoch)
         if epoch != planned:
             planned, plan = epoch, order(parts, trainer.batch_size, seed, epoch)
@@ -186,7 +143,7 @@ def train(
         norm = float(accelerator.clip_grad_norm_(parameters.values(), trainer.clip_norm or math.inf))
         if not (math.isfinite(mean) and math.isfinite(norm)):
             what = f"step {progress.step + 1}: loss {mean:g}, gradient norm {norm:g}: not a finite number"
-            told = f"; the state before it is saved in `{folder}`" if save(progress) else ""
+            told = f"; the state before it is saved in `{folder}`" if between.save(progress) else ""
             hint = "lower `trainer.learning_rate`, or use `model.dtype: bfloat16` where it is float16"
             raise NonFiniteError(f"{what}{told}", hint)
         if norm == 0 and progress.step == 0:
@@ -221,7 +178,7 @@ def train(
             }
         )
 
-        progress = closed(progress)
+        progress = between.close(progress)
 
     if trainer.keep_best and progress.best_step is not None and progress.best_step != progress.step:
         checkpoint.restore_weights(checkpoint.at(folder, progress.best_step), live(model))
@@ -229,11 +186,3 @@ def train(
         what = f"step {progress.step}: what was trained is as it was before the first step"
         raise NothingLearned(what, "raise `trainer.learning_rate`: small changes of bfloat16 weights are rounded away")
     return progress
-
-
-def signalled(stop: Stop, accelerator: Any) -> str | None:
-    """The signal that asked any of the processes to stop, so that all of them stop at the same step."""
-    if accelerator.num_processes == 1:
-        return stop.requested
-    flag = torch.tensor(int(stop.requested is not None), device=accelerator.device)
-    return (stop.requested or "a signal") if int(accelerator.reduce(flag, "sum")) else None

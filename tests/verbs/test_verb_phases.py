@@ -15,7 +15,7 @@ import peftctl
 from peftctl.errors import PeftctlError
 from peftctl.models import base as models
 from peftctl.tasks.sft import SFT
-from peftctl.training import filesystem, loop
+from peftctl.training import between, filesystem
 from peftctl.verbs import train as training
 from peftctl.verbs.evaluate import evaluate
 from peftctl.verbs.export import export
@@ -82,7 +82,7 @@ def accumulating(run: Callable[..., Any], bell: Bell) -> None:
 
 def evaluating(run: Callable[..., Any], bell: Bell) -> None:
     bell.left = 2
-    loop.means = bell.before(loop.means)
+    between.means = bell.before(between.means)
     run()
 
 
