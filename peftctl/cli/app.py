@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -66,6 +67,7 @@ def run(words: Sequence[str]) -> int:
 def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask no network; the same as HF_HUB_OFFLINE=1.")] = False,
 ) -> None:
     """Fine-tune a language model from one recipe: train, evaluate, merge, export."""
     if version:
@@ -223,7 +225,7 @@ def validate(
     """Check recipes without running them. Every mistake is told with its place."""
     from peftctl.recipe import read
 
-    changes = [word for word in recipes if "=" in word and not Path(word).exists()]
+    changes = [word for word in recipes if "=" in word and not os.path.exists(word)]
     found: dict[str, Sequence[Problem]] = {}
     for name in [word for word in recipes if word not in changes] or recipes:
         try:

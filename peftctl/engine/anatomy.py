@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from peftctl.config.bounds import TooMuch, bounded
 from peftctl.config.near import did_you_mean
 from peftctl.engine.adapter import Stack
 from peftctl.engine.hosts import is_linear
@@ -47,6 +48,8 @@ MLP = (
 )
 HEADS = ("score", "classifier", "qa_outputs")
 """Heads that HF puts on a model for classification and question answering: trained whole, never adapted."""
+EFFORT = (1.0, 512)
+"""Seconds and megabytes for a regular expression over the names of a model: some take forever for a few letters."""
 
 BLOCK = re.compile(r"(?:^|\.)[^.]*\.(\d+)\.")
 
@@ -130,7 +133,7 @@ def matched(sites: list[Site], targets: Targets, model: nn.Module, place: str) -
     if isinstance(targets, str):
         names = shorthand(sites, targets, model)
         if names is None:
-            names = {site.name for site in sites if fullmatch(targets, site.name, place)}
+            names = fullmatches(targets, [site.name for site in sites], place)
         if not names:
             raise AdapterError(
                 f"{place}: `{targets}` matches no module of {type(model).__name__}", hint(sites, targets)
@@ -167,11 +170,15 @@ def output_head(model: nn.Module) -> nn.Module | None:
     return next((head for head in found if head is not None), None)
 
 
-def fullmatch(pattern: str, name: str, place: str) -> bool:
+def fullmatches(pattern: str, names: list[str], place: str) -> set[str]:
+    """Those of `names` that the regular expression matches whole; one that takes too long is refused."""
     try:
-        return re.fullmatch(pattern, name) is not None
+        with bounded(*EFFORT):
+            return {name for name in names if re.fullmatch(pattern, name)}
     except re.error as error:
         raise AdapterError(f"{place}: `{pattern}` is no regular expression: {error}") from None
+    except TooMuch as error:
+        raise AdapterError(f"{place}: `{pattern}` cannot be matched: {error}", "list the names instead") from None
 
 
 def in_layers(name: str, layers: int | list[int] | None, pattern: str | list[str] | None) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from peftctl.engine import hosts
 from peftctl.engine.adapter import Adapter
-from peftctl.engine.anatomy import Site, ends_with, fullmatch
+from peftctl.engine.anatomy import Site, ends_with, fullmatches
 from peftctl.engine.method import Targeted, register
 from peftctl.engine.peft_config import Reader
 from peftctl.engine.sublayers import exactly, linears, mlp_outputs
@@ -111,7 +111,7 @@ class IA3(Targeted):
             return set(outputs(model)) & {site.name for site in targets}
         place, entries = "method.feedforward_modules", self.feedforward_modules
         if isinstance(entries, str):
-            found = {entries: {site.name for site in targets if fullmatch(entries, site.name, place)}}
+            found = {entries: fullmatches(entries, [site.name for site in targets], place)}
         else:
             found = {entry: {site.name for site in targets if ends_with(site.name, entry)} for entry in entries}
         if missing := [entry for entry, names in found.items() if not names]:

@@ -180,7 +180,9 @@ def load(path: Path) -> Checkpoint:
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StorageError(f"{path}: `state.json` is not what this version writes") from error
-    if type(found.step) is not int:
+    if not (type(found.step) is int and all(isinstance(one, dict) for one in (found.state, found.surroundings))):
+        raise StorageError(f"{path}: `state.json` is not what this version writes")
+    if not (isinstance(found.scheduler, dict | None) and snapshot.is_record(found.optimizer)):
         raise StorageError(f"{path}: `state.json` is not what this version writes")
     if (match := _FOLDER.fullmatch(path.name)) and int(match[1]) != found.step:
         raise StorageError(f"{path}: holds step {shown(str(found.step))}", "give the folder its own name back")

@@ -32,6 +32,7 @@ _REASONS: dict[int, tuple[str, str | None]] = {
     errno.ESTALE: ("the network file system lost it", "mount it again; what was committed before is as it was"),
     errno.EMFILE: ("too many open files", "raise the limit with `ulimit -n`"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
+    errno.ELOOP: ("a link, which is not followed", _TAKEN),
     errno.ENOENT: ("does not exist", None),
     errno.ENOTDIR: ("a file is in the way of a folder", _TAKEN),
     errno.EISDIR: ("a folder is in the way of a file", _TAKEN),
@@ -73,9 +74,9 @@ def write(path: Path, chunks: Iterable[bytes | memoryview]) -> Written:
 
 
 def open_end(path: Path) -> int:
-    """A file descriptor that writes to the end of `path`, which is created where it is missing."""
+    """A file descriptor that writes to the end of `path`, which is created where it is missing, and may be no link."""
     with guarded(path):
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
 
 
 def append(file: int, path: Path, data: bytes) -> None:

@@ -22,7 +22,7 @@ from peftctl.training import checkpoint
 from peftctl.training.between import Between
 from peftctl.training.memory import peak_memory
 from peftctl.training.optimizer import build_optimizer, build_schedule
-from peftctl.training.progress import Progress, marks
+from peftctl.training.progress import Progress, marks, resumed
 from peftctl.training.saver import Saver
 from peftctl.training.signals import Stop
 from peftctl.training.trainer import Trainer, peak_rate, total_steps
@@ -83,7 +83,7 @@ def train(
     if resume_from is not None:
         checkpoint.restore(resume_from, live(model), update, names, schedule)
         resume_from.restore_rng(rank)  # last: whatever is built draws random numbers
-        progress = Progress(**resume_from.state["progress"])
+        progress = resumed(resume_from)
 
     began = marks(parameters) if resume_from is None else resume_from.state.get("began")
 

@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from peftctl.errors import StorageError
+from peftctl.training.checkpoint import Checkpoint
+
 
 class Progress(NamedTuple):
     """What the loop carries from step to step beside weights and optimizer; a checkpoint stores it."""
@@ -27,6 +30,18 @@ class Progress(NamedTuple):
         if self.best_loss is None or loss < self.best_loss:
             return now._replace(best_loss=loss, best_step=self.step, evaluations_since_best=0)
         return now._replace(evaluations_since_best=self.evaluations_since_best + 1)
+
+
+def resumed(found: Checkpoint) -> Progress:
+    """Where the run of a checkpoint was. Raises StorageError when it does not say."""
+    try:
+        progress = Progress(**found.state["progress"])
+    except (KeyError, TypeError):
+        progress = Progress(step=-1)
+    if progress.step != found.step:
+        text = f"{found.path}: `state.json` does not say how far the run was"
+        raise StorageError(text, "train anew with `--output`")
+    return progress
 
 
 def marks(tensors: Mapping[str, Tensor]) -> dict[str, float]:

@@ -37,6 +37,19 @@ def optimizer_record(optimizer: Any, names: Mapping[Parameter, str]) -> tuple[di
     return {"class": _class(optimizer), "groups": groups, "state": state}, tensors
 
 
+def is_record(record: Any) -> bool:
+    """Whether it looks like what `optimizer_record` gives."""
+    if not (isinstance(record, dict) and record.keys() == {"class", "groups", "state"}):
+        return False
+    groups, state = record["groups"], record["state"]
+    if not (isinstance(groups, list) and isinstance(state, dict)):
+        return False
+    return all(
+        isinstance(group, dict) and isinstance(group.get("names"), list) and isinstance(group.get("values"), dict)
+        for group in groups
+    )
+
+
 def optimizer_mismatch(record: Mapping[str, Any], optimizer: Any, names: Mapping[Parameter, str]) -> list[str]:
     """Why `record` is not of this optimizer; empty when it is."""
     problems = []

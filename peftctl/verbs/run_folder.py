@@ -66,11 +66,14 @@ class RunFolder:
         try:
             with filesystem.guarded(path):
                 return dict(json.loads(path.read_bytes()))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise StorageError(f"{path}: damaged: {error}") from None
 
     def refuse_unwritable(self) -> None:
-        """Raise StorageError where nothing could be written, before anything slow begins."""
+        """Raise StorageError where nothing could be written, before anything slow begins, or it would go elsewhere."""
+        for inner in (self.checkpoints, self.adapter, self.start, self.metrics):
+            if inner.is_symlink():
+                raise StorageError(f"{inner}: a link, which is not followed", "put the run where there is room instead")
         with filesystem.guarded(self.path):
             nearest = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
         if not nearest.is_dir():

@@ -74,7 +74,7 @@ def train(
     resume = resume or strict_resume
     recipe = recipes.coerce(recipe)
     recipe = replace(recipe, model=placed(recipe.model))
-    folder = RunFolder(output or recipe.output)
+    folder = RunFolder(recipes.run_folder(recipe, output))
     keep_memory()
     with Stop() as stop, ExitStack() as during:
         if not dry_run:

@@ -12,7 +12,9 @@ def test_train(peftctl, verbs):
     session = peftctl("train", "my.yaml", "trainer.steps=50", "method.r=4", "--output", "out", "--resume")
     assert (session.code, session.out, session.err) == (0, "runs/x\n", "")
     assert verbs.read.calls == [(("my.yaml", ["trainer.steps=50", "method.r=4"]), {})]
-    assert verbs.train.calls == [(("the recipe",), {"output": Path("out"), "resume": True, "dry_run": False})]
+    assert verbs.train.calls == [
+        (("the recipe",), {"output": Path("out"), "resume": True, "strict_resume": False, "dry_run": False})
+    ]
 
 
 def test_train_takes_options_between_its_words(peftctl, verbs):
@@ -23,7 +25,9 @@ def test_train_takes_options_between_its_words(peftctl, verbs):
 def test_train_by_default(peftctl, verbs):
     peftctl("train", "my.yaml")
     assert verbs.read.calls == [(("my.yaml", []), {})]
-    assert verbs.train.calls == [(("the recipe",), {"output": None, "resume": False, "dry_run": False})]
+    assert verbs.train.calls == [
+        (("the recipe",), {"output": None, "resume": False, "strict_resume": False, "dry_run": False})
+    ]
 
 
 def test_json_is_the_whole_result(peftctl, verbs):

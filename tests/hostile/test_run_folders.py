@@ -129,18 +129,6 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "a header of exabytes": (writing("trainable.safetensors", b"\xff" * 8 + b"{}"), "trainable.safetensors"),
 }
 
-REPORTED = {
-    "metrics.jsonl": "training/filesystem.py open_end follows links",
-    "checkpoints": "a link for the folder of checkpoints is followed",
-    "provenance of brackets": "verbs/run_folder.py read_json lets RecursionError through",
-    "surroundings of a list": "checkpoint.load does not look at the types of what it reads",
-    "a schedule of text": "checkpoint.load does not look at the types of what it reads",
-    "groups of text": "checkpoint.load does not look at the types of what it reads",
-    "state of nothing": "checkpoint.load does not look at the types of what it reads",
-}
-"""What is not mended yet, and why."""
-
-
 QUICK = (
     "run.lock",
     "metrics.jsonl",
@@ -153,8 +141,7 @@ SLOW = [pytest.mark.slow]  # each of them trains
 
 
 def cases(names: Any) -> list[Any]:
-    marks = {name: [pytest.mark.xfail(reason=why, strict=False)] for name, why in REPORTED.items()}
-    return [pytest.param(name, marks=[*marks.get(name, []), *([] if name in QUICK else SLOW)]) for name in names]
+    return [pytest.param(name, marks=[] if name in QUICK else SLOW) for name in names]
 
 
 @pytest.mark.parametrize("name", cases(SPOILT))
@@ -207,7 +194,6 @@ def test_a_run_that_is_a_link(run: Path, attack: Attack):
     attack.refused("train", "recipe.yaml", telling="run|output")
 
 
-@pytest.mark.xfail(reason="verbs/train.py does not ask recipe.run_folder yet", strict=False)
 def test_an_output_below_a_link(attack: Attack):
     (attack.work / "runs").symlink_to(attack.outside)
     attack.recipe(trainer=TRAINER, output="runs/x")
