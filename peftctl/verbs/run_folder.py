@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,9 @@ from peftctl.errors import RunError, StorageError
 from peftctl.models.origin import refuse_other_base
 from peftctl.training import filesystem, storage
 from peftctl.verbs.provenance import json_bytes
+
+BEFORE = re.compile(r"run\.lock|provenance\.json|\.tmp-(provenance\.json|recipe\.yaml)-\d+")
+"""What is written before the recipe, which makes a folder a run."""
 
 
 class RunFolder:
@@ -45,10 +49,10 @@ class RunFolder:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is here, or a lock that somebody left before the first file."""
+        """Whether nothing is here, or what somebody left who was killed before the recipe was written."""
         if not self.path.exists():
             return True
-        return self.path.is_dir() and all(item.name == "run.lock" for item in self.path.iterdir())
+        return self.path.is_dir() and all(BEFORE.fullmatch(item.name) for item in self.path.iterdir())
 
     @property
     def finished(self) -> bool:

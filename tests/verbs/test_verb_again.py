@@ -15,7 +15,7 @@ from toy_run import flip, steps_in
 import peftctl
 from peftctl import recipe as recipes
 from peftctl.config.write import to_yaml
-from peftctl.training import checkpoint, snapshot
+from peftctl.training import checkpoint, filesystem, snapshot, storage
 from peftctl.verbs.run_folder import RunFolder
 
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -206,3 +206,29 @@ def test_a_strict_resume_refuses_what_cannot_be_bit_for_bit(
         assert not (stopped / "adapter").exists()
     peftctl.train(made(), output=stopped, strict_resume=True)
     assert (stopped / ADAPTER).read_bytes() == (finished / ADAPTER).read_bytes()
+
+
+@pytest.mark.parametrize("last", ["provenance.json", "recipe.yaml"])
+def test_killed_before_the_first_step_it_begins_again(
+    last: str, made: Callable[..., Any], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Found by a thousand kills: the provenance was there, the recipe was not, and the folder was nobody's."""
+    own = filesystem.write
+
+    class Killed(BaseException):
+        pass
+
+    def write(path: Path, chunks: Any) -> Any:
+        if last in path.name:
+            own(path, [b"half"])
+            raise Killed
+        return own(path, chunks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write", write)
+        patch.setattr(storage, "remove", lambda path: None)
+        with pytest.raises(Killed):
+            peftctl.train(made(), output=tmp_path / "run")
+    assert not RunFolder(tmp_path / "run").exists
+    peftctl.train(made(), output=tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / ADAPTER).read_bytes() == (finished / ADAPTER).read_bytes()
