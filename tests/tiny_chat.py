@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +88,6 @@ def start(words: Sequence[str], folder: Path, **more: str) -> subprocess.Popen[s
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells let what runs behind ignore it
     )
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Computes as the processes do that `start` starts: other threads, other bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def journal(run: Path) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from peftctl.engine.attach import adapters_of, live, trained
 from peftctl.engine.triplets import SVDLinear
 from peftctl.errors import AdapterError
 from peftctl.methods.adalora import AdaLoRA
+from peftctl.verbs.mortal import one_thread
 
 TARGETS = ["q_proj", "v_proj"]
 
@@ -285,7 +286,7 @@ def ranks_in(run: Path) -> list[int]:
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(recipe, killed, tmp_path):
-    with tiny_chat.one_thread():
+    with one_thread():
         peftctl.train(recipe, output=tmp_path / "whole")
         assert sum(ranks_in(tmp_path / "whole")) == 2 * 14
         for step in (4, 8):  # among the choices, and after the last
@@ -297,7 +298,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(recipe, killed, tmp_path):
 
 @pytest.mark.filterwarnings("error:grad and param")
 def test_a_run_goes_on_from_a_pruned_adapter_and_is_resumed(recipe, killed, tmp_path):
-    with tiny_chat.one_thread():
+    with one_thread():
         peftctl.train(recipe, output=tmp_path / "first")
         recipe["method"] |= {"init_from": str(tmp_path / "first/adapter"), "target_r": 1}
         peftctl.train(recipe, output=tmp_path / "second")

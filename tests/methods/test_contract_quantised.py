@@ -17,6 +17,7 @@ import peftctl
 from peftctl.engine.attach import stacks, trained
 from peftctl.errors import NotMergeable
 from peftctl.models.base import Model, load
+from peftctl.verbs.mortal import one_thread
 
 SIZES = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 NETWORKS: dict[str, Callable[[], nn.Module]] = {  # widths that 4-bit blocks divide
@@ -35,7 +36,7 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    with tiny_chat.one_thread():
+    with one_thread():
         yield
 
 

@@ -20,6 +20,7 @@ from peftctl.engine.rank_allocation import WIDEST, allocated, gains
 from peftctl.engine.sample import Sample
 from peftctl.errors import AdapterError
 from peftctl.tasks.sft import SFT
+from peftctl.verbs.mortal import one_thread
 
 LORA = peftctl.METHODS["lora"]
 
@@ -102,7 +103,7 @@ def test_what_cannot_be_is_said():
 
 
 def test_a_run_plans_once_and_writes_it_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with tiny_chat.one_thread():
+    with one_thread():
         base = tiny_chat.write_base(tmp_path / "base")
         rows = tiny_chat.write_rows(tmp_path / "rows.jsonl", tiny_chat.chats(11))
         method = {"type": "lora", "r": 4, "rank_allocation": "gradient"}

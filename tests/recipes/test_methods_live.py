@@ -21,6 +21,7 @@ from peftctl.verbs.evaluate import evaluate
 from peftctl.verbs.export import export
 from peftctl.verbs.generate import generate
 from peftctl.verbs.merge import merge
+from peftctl.verbs.mortal import one_thread
 
 NAMES = [name for name in bundled.names() if name.startswith("methods/")]
 GPT2 = ("methods/bitfit",)
@@ -32,7 +33,7 @@ SIZES = {"vocab_size": tiny.VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_to
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
-    with tiny_chat.one_thread():
+    with one_thread():
         yield
 
 

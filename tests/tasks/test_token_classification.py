@@ -42,6 +42,7 @@ from peftctl.verbs.evaluate import evaluate
 from peftctl.verbs.export import export
 from peftctl.verbs.generate import generate
 from peftctl.verbs.merge import merge
+from peftctl.verbs.mortal import one_thread
 
 LABELS = ["B-PER", "I-PER", "O"]
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
@@ -276,7 +277,7 @@ def test_from_a_recipe_to_a_merged_model(recipe: Callable[..., Any], tmp_path: P
 
 def test_a_run_that_goes_on_ends_the_same(recipe: Callable[..., Any], tmp_path: Path):
     made = recipe("bert", {"type": "lora", "r": 4, "dropout": 0.1})
-    with tiny_chat.one_thread():
+    with one_thread():
         run = Path(peftctl.train(made)["path"])
         whole = (run / "adapter" / "adapter_model.safetensors").read_bytes()
         shutil.rmtree(run / "adapter")

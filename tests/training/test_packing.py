@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import tiny_chat
 import torch
 from accelerate import Accelerator
 from tiny import VOCAB, build
@@ -23,13 +22,14 @@ from peftctl.training.loop import train
 from peftctl.training.packing import choose, work
 from peftctl.training.signals import Stop
 from peftctl.training.trainer import Trainer
+from peftctl.verbs.mortal import one_thread
 
 BASE = Trainer(steps=6, batch_size=8, micro_batch_size=2, learning_rate=5e-3, save_every=1)
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    with tiny_chat.one_thread():
+    with one_thread():
         yield
 
 

@@ -13,13 +13,14 @@ import tiny_chat
 import peftctl
 from peftctl.cli import main
 from peftctl.config.write import to_yaml
+from peftctl.verbs.mortal import one_thread
 
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One thread, as the processes that a test starts have; no network."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with tiny_chat.one_thread():
+    with one_thread():
         yield
 
 
@@ -59,7 +60,7 @@ def recipe_file(tmp_path: Path, made: Callable[..., Any]) -> Callable[..., Path]
 def finished(tmp_path_factory: pytest.TempPathFactory, made: Callable[..., Any]) -> Path:
     """A finished run."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    with tiny_chat.one_thread():
+    with one_thread():
         peftctl.train(made(eval={"labels": tiny_chat.LABELS}), output=folder)
     return folder
 

@@ -12,6 +12,7 @@ import torch
 from peftctl import recipe as recipes
 from peftctl.errors import OutOfMemory
 from peftctl.verbs.hints import Hints, memory_watched, smaller
+from peftctl.verbs.mortal import one_thread
 from peftctl.verbs.train import train
 
 
@@ -120,7 +121,7 @@ def test_a_run_hears_them(tmp_path, monkeypatch):
     trainer = {"steps": 30, "batch_size": 4, "learning_rate": 1e-9}
     written = tiny_chat.recipe(tiny_chat.write_base(tmp_path / "base"), train_rows, trainer=trainer)
     heard: list[dict] = []
-    with tiny_chat.one_thread():
+    with one_thread():
         train(written, listen=heard.append)
     assert [event["hint"] for event in heard if event["event"] == "warning"] == [
         "raise `trainer.learning_rate` (1e-09 now) or `method.r` (4 now); `peftctl data` shows what is trained"

@@ -17,6 +17,7 @@ from peftctl.errors import AdapterError, PeftctlError, RunError
 from peftctl.training import checkpoint
 from peftctl.verbs.evaluate import evaluate
 from peftctl.verbs.generate import generate
+from peftctl.verbs.mortal import one_thread
 
 REFT = {"type": "reft", "r": 2, "first": 2, "last": 2, "tie_weights": False, "dropout": 0.1}
 
@@ -36,7 +37,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, made: Callable[..., Any]) -> l
     folders = [tmp_path_factory.mktemp("bottlenecks") / name for name in ("a", "b")]
     for seed, folder in enumerate(folders):
         method = {"type": "bottleneck", "reduction_factor": 4, "variant": "houlsby"}
-        with tiny_chat.one_thread():
+        with one_thread():
             peftctl.train(recipe(made, method, seed=seed), output=folder)
     return folders
 

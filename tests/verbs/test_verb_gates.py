@@ -17,6 +17,7 @@ import peftctl
 from peftctl.errors import GateFailed, PeftctlError
 from peftctl.verbs.asked import Asked
 from peftctl.verbs.evaluate import evaluate
+from peftctl.verbs.mortal import one_thread
 
 CLI = Callable[..., SimpleNamespace]
 
@@ -32,7 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, made: Callable[..., Any]) -> 
     folder = tmp_path_factory.mktemp("runs")
     for name, seed, steps in (("one", 0, 25), ("two", 1, 25), ("worse", 0, 2)):
         wanted = made(seed=seed, trainer={"steps": steps, "save_every": 100})
-        with tiny_chat.one_thread():
+        with one_thread():
             peftctl.train(wanted, output=folder / name)
     return {path.name: path for path in folder.iterdir()}
 

@@ -17,6 +17,7 @@ from two_processes import accelerate, compare, launched, torchrun
 
 import peftctl
 from peftctl.config.write import to_yaml
+from peftctl.verbs.mortal import one_thread
 
 EVEN = {"dropout": 0.0}  # dropout draws other numbers in each process
 
@@ -25,7 +26,7 @@ EVEN = {"dropout": 0.0}  # dropout draws other numbers in each process
 def alone(tmp_path_factory: pytest.TempPathFactory, made: Callable[..., Any]) -> Path:
     """What one process makes of the recipe."""
     folder = tmp_path_factory.mktemp("alone")
-    with tiny_chat.one_thread():
+    with one_thread():
         peftctl.train(made(method=EVEN), output=folder / "run")
     return folder / "run"
 

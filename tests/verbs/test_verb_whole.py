@@ -25,6 +25,7 @@ from peftctl.verbs.evaluate import evaluate
 from peftctl.verbs.export import export
 from peftctl.verbs.generate import generate
 from peftctl.verbs.merge import merge
+from peftctl.verbs.mortal import one_thread
 
 METHODS = {"full": {"type": "full"}, "layers": {"type": "layers", "top": 1, "norms": True}}
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -51,7 +52,7 @@ def trained(
     recipe = tiny_chat.recipe(tied, *files, eval={"labels": tiny_chat.LABELS})
     recipe["method"] = METHODS[request.param]
     folder = tmp_path_factory.mktemp(request.param) / "run"
-    with tiny_chat.one_thread():
+    with one_thread():
         peftctl.train(recipe, output=folder)
     return recipe, folder
 
