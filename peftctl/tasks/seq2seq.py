@@ -27,7 +27,7 @@ from peftctl.data.spelling import Spelling
 from peftctl.data.supervised import one_exchange
 from peftctl.engine.attach import takes
 from peftctl.engine.sample import IGNORED
-from peftctl.errors import DataError
+from peftctl.errors import DataError, ModelError
 from peftctl.models.head import SEQ2SEQ, Head
 from peftctl.tasks.task import Batch, Task, register
 
@@ -164,11 +164,16 @@ def parted(row: Encoded) -> tuple[Encoded, Encoded]:
 def shifted(labels: Tensor, network: Any) -> Tensor:
     """What the decoder reads to predict `labels` [rows, target]: its start token, then all labels but the last.
 
-    Most models say themselves which token that is: T5Gemma's is not where T5's is.
+    Most models say themselves which token that is: T5Gemma's is not where T5's is. Raises ModelError for one
+    that has none.
     """
-    if own := getattr(network, "prepare_decoder_input_ids_from_labels", None):
-        read: Tensor = own(labels=labels)
-        return read
-    start = torch.full_like(labels[:, :1], network.config.decoder_start_token_id)
+    try:
+        if own := getattr(network, "prepare_decoder_input_ids_from_labels", None):
+            read: Tensor = own(labels=labels)
+            return read
+        start = torch.full_like(labels[:, :1], network.config.decoder_start_token_id)
+    except (TypeError, ValueError):
+        text = f"{network.name_or_path}: `config.json` has no `decoder_start_token_id`"
+        raise ModelError(text, "set it to the token that decoding begins with, such as `bos_token_id`") from None
     read = torch.cat([start, labels[:, :-1]], dim=1)
     return read.masked_fill(read == IGNORED, network.config.pad_token_id)

@@ -34,9 +34,9 @@ import peftctl
 from peftctl.data.dataset import Dataset
 from peftctl.data.encode import Encoded
 from peftctl.data.formats import Chat, Pair, Preference, Text, Translated
-from peftctl.errors import DataError, RecipeError
+from peftctl.errors import DataError, ModelError, RecipeError
 from peftctl.evaluation.generation import continuations
-from peftctl.tasks.seq2seq import Seq2Seq
+from peftctl.tasks.seq2seq import Seq2Seq, shifted
 from peftctl.tasks.task import read
 from peftctl.verbs.evaluate import evaluate
 from peftctl.verbs.generate import generate
@@ -280,3 +280,11 @@ def test_other_models_and_metrics_are_refused(recipe: Callable[..., dict[str, An
         peftctl.train(recipe(eval={"metrics": ["preference_margin"]}))
     with pytest.raises(RecipeError, match="rows of `seq2seq` do not lie end to end"):
         peftctl.train(recipe(trainer={"packing": "on"}))
+
+
+def test_a_model_that_does_not_say_where_decoding_begins():
+    network = two_berts()
+    network.config.decoder_start_token_id = None
+    with pytest.raises(ModelError, match=r"`config\.json` has no `decoder_start_token_id`") as caught:
+        shifted(torch.ones(2, 3, dtype=torch.long), network)
+    assert "bos_token_id" in str(caught.value)
