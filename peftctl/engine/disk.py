@@ -7,6 +7,7 @@ allocated, and names must be exactly those that the config implies, so that no f
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -67,8 +68,12 @@ def write(
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
         for name in files:
             shutil.copymode(folder / CONFIG, folder / name)  # safetensors lets nobody else read what it writes
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise StorageError(f"{place}: the adapter could not be written: {error}") from error
+    except SafetensorError as error:  # which tells the number of an error of the system in its text
+        number = re.search(r"os error (\d+)", str(error))
+        told = os.strerror(int(number[1])).lower() if number else str(error)
+        raise StorageError(f"{place}: the adapter could not be written: {told}") from error
 
 
 def load(model: nn.Module, folder: str | Path, name: str = "default") -> nn.Module:

@@ -6,10 +6,12 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from peftctl.errors import StorageError
 from peftctl.training import filesystem, storage
 
 
@@ -18,7 +20,8 @@ class Journal:
 
     Opening it at `step` (0 for a new run, else the step of the checkpoint) drops the lines of later steps and any
     line that a crash tore. So write the events of a step before its checkpoint, and nothing about resuming.
-    Raises StorageError when the disk refuses.
+    Lines that the disk refuses are kept and tried again with the next one; `close` raises StorageError when it refuses
+    them still.
     """
 
     def __init__(
@@ -27,26 +30,45 @@ class Journal:
         self._path, self._listener = path, listener
         _rewind(path, step)
         self._file = filesystem.open_end(path)
+        self._pending = b""
 
     def write(self, event: Mapping[str, Any]) -> None:
         """One event, such as `{"event": "train", "step": 10, "loss": 1.5}`; NaN and infinities become text."""
-        line = json.dumps(_finite(event), allow_nan=False).encode() + b"\n"
-        filesystem.append(self._file, self._path, line)
+        refused = bool(self._pending)
+        self._pending += json.dumps(_finite(event), allow_nan=False).encode() + b"\n"
+        try:
+            self._append()
+        except StorageError as error:
+            if not refused:
+                [(text, hint), *_] = error.problems
+                self._tell({"event": "warning", "text": f"{text}; its lines are kept in memory", "hint": hint})
+        self._tell(dict(event))
+
+    def _append(self) -> None:
+        if self._pending:
+            filesystem.append(self._file, self._path, self._pending)
+            self._pending = b""
+
+    def _tell(self, event: dict[str, Any]) -> None:
         if self._listener is not None:
-            self._listener(dict(event))
+            self._listener(event)
 
     def sync(self) -> None:
         """Makes what was written survive a loss of power; call it before a checkpoint is saved."""
         filesystem.sync(self._path)
 
     def close(self) -> None:
-        os.close(self._file)
+        try:
+            self._append()
+        finally:
+            os.close(self._file)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        with suppress(StorageError) if kind is not None else nullcontext():  # what ended the run is what is told
+            self.close()
 
 
 def _rewind(path: Path, step: int) -> None:

@@ -60,4 +60,5 @@ def short_of_room(folder: Path, trained: Iterable[Tensor], keep: int) -> str | N
     free = shutil.disk_usage(there).free
     if free >= needed:
         return None
-    return f"{folder}: {free / 2**30:.1f} GiB are free, and checkpoints may need {needed / 2**30:.1f}"
+    unit, name = (2**30, "GiB") if needed >= 2**30 else (2**20, "MiB")
+    return f"{folder}: {free / unit:.1f} {name} are free, and checkpoints may need {needed / unit:.1f}"

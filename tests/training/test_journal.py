@@ -10,6 +10,7 @@ import pytest
 from faulty_disk import Died, FaultyDisk, installed
 
 from peftctl.errors import StorageError
+from peftctl.training import filesystem
 from peftctl.training.journal import Journal
 
 
@@ -65,15 +66,37 @@ def test_events_without_a_step_stay_until_the_cut(tmp_path: Path) -> None:
     assert path.read_text() == '{"event":"plan"}\n{"step":1}\n{"event":"note"}\n'
 
 
-def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    with installed(FaultyDisk(at=4, error=errno.ENOSPC, short=True)) as disk, Journal(path) as journal:
+def test_a_full_disk_leaves_whole_lines_and_gets_the_others_later(tmp_path: Path) -> None:
+    path, told = tmp_path / "metrics.jsonl", []
+    with (
+        installed(FaultyDisk(at=4, error=errno.ENOSPC, short=True)) as disk,
+        Journal(path, listener=told.append) as journal,
+    ):
         journal.write({"step": 1})
-        with pytest.raises(StorageError, match=r"metrics\.jsonl: no space left"):
-            journal.write({"step": 2})  # the disk took seven bytes of it
+        journal.write({"step": 2})  # the disk took seven bytes of it
+        assert path.read_text() == '{"step": 1}\n'
         journal.write({"step": 3})
-    assert [call[0] for call in disk.calls] == ["create"] + 6 * ["write"]
-    assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+    assert [call[0] for call in disk.calls[:3]] == ["create", "write", "write"]
+    warning = told.pop(1)
+    assert "no space left on the disk; its lines are kept in memory" in warning["text"]
+    assert told == [{"step": 1}, {"step": 2}, {"step": 3}]
+
+
+def test_a_disk_that_stays_full_is_an_error_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise StorageError("metrics.jsonl: no space left on the disk")
+
+    told: list[dict[str, object]] = []
+    journal = Journal(tmp_path / "metrics.jsonl", listener=told.append)
+    monkeypatch.setattr(filesystem, "append", full)
+    for step in range(3):
+        journal.write({"event": "step", "step": step})
+    assert [event["event"] for event in told] == ["warning", "step", "step", "step"]
+    with pytest.raises(StorageError), journal:
+        pass
+    with pytest.raises(KeyError), Journal(tmp_path / "other.jsonl") as other:
+        other.write({"step": {}["what ended the run"]})
 
 
 def test_killed_while_rewinding_it_keeps_every_line(tmp_path: Path) -> None:
