@@ -19,6 +19,7 @@ from peftctl.config.annotation import at, hints, metadata
 from peftctl.config.block import LOCATED, Block, Natural
 from peftctl.config.check import check
 from peftctl.config.document import Document
+from peftctl.config.home import expanded
 from peftctl.config.near import did_you_mean
 from peftctl.config.write import dump as plain
 from peftctl.config.write import to_yaml
@@ -192,7 +193,7 @@ def located(recipe: Recipe, root_of: Callable[..., Path], write: Callable[[Path]
     write = write or shortest
 
     def here(text: str, *keys: str | int) -> str:
-        path = root_of(*keys) / Path(text).expanduser()
+        path = root_of(*keys) / expanded(text)
         local = text.startswith((".", "/", "~")) or text.lower().endswith(FILES) or "*" in text or os.path.exists(path)
         return write(path) if local else text
 

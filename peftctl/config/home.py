@@ -1,4 +1,4 @@
-"""Where peftctl keeps what it can make again: converted models, prepared rows."""
+"""The user's home, and where peftctl keeps what it can make again: converted models, prepared rows."""
 
 from __future__ import annotations
 
@@ -9,4 +9,9 @@ from pathlib import Path
 def cache_home() -> Path:
     """`$PEFTCTL_HOME`, else `~/.cache/peftctl`."""
     home = os.environ.get("PEFTCTL_HOME")
-    return Path(home).expanduser() if home else Path.home() / ".cache" / "peftctl"
+    return expanded(home) if home else Path.home() / ".cache" / "peftctl"
+
+
+def expanded(text: str | Path) -> Path:
+    """A path with its `~` filled in; that of a user who is not known stays, and is then no file."""
+    return Path(os.path.expanduser(text))

@@ -12,6 +12,7 @@ from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
 
+from peftctl.config.home import expanded
 from peftctl.data import csv_rows, hub_rows, json_rows, parquet_rows, picture_rows, text_rows
 from peftctl.data.dataset import Source, Sources
 from peftctl.data.file import Digest, File, Row
@@ -105,7 +106,7 @@ def files(text: str, root: Path) -> list[tuple[Path, str]] | None:
 
 
 def _found(text: str, root: Path) -> list[tuple[Path, str]] | None:
-    path = root / Path(text).expanduser()
+    path = root / expanded(text)
     if path.is_dir():
         every = sorted(item.name for item in path.iterdir() if item.is_file() and not _NO_ROWS.match(item.name))
         names = [name for name in every if name.lower().endswith(SUFFIXES)]
@@ -121,7 +122,7 @@ def _found(text: str, root: Path) -> list[tuple[Path, str]] | None:
             raise DataError(f"{text}: not a file")
         return [(path, text)]
     if has_magic(text):
-        names = sorted(glob(str(Path(text).expanduser()), root_dir=root, recursive=True))
+        names = sorted(glob(str(expanded(text)), root_dir=root, recursive=True))
         found = [(root / name, name) for name in names if (root / name).is_file()]
         if not found:
             raise DataError(f"{text}: no file matches")
@@ -147,7 +148,7 @@ def _refuse_what_files_lack(source: Source, found: list[tuple[Path, str]]) -> No
 
 def near(text: str, root: Path) -> str | None:
     """A hint that mends the first part of the path `text` that does not exist below `root`, when something is near."""
-    path = Path(text).expanduser()
+    path = expanded(text)
     while path.name and not (root / path.parent).exists():
         path = path.parent
     parent = root / path.parent

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftctl.config.bounds import TooMuch, bounded
+from peftctl.config.home import expanded
 from peftctl.config.near import did_you_mean
 from peftctl.config.quote import shown
 from peftctl.data.formats import Message
@@ -135,7 +136,7 @@ def _ours(name: str, tokenizer: Any, say: Callable[[str], None]) -> str:
 
 
 def _file(name: str, root: Path) -> str:
-    path = root / Path(name).expanduser()
+    path = root / expanded(name)
     try:
         with path.open("rb") as file:  # no further than it may go: it may be a device that never ends
             return file.read(4 * LARGEST).decode("utf-8-sig")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from peftctl.config.home import expanded
 from peftctl.errors import ModelError, StorageError
 from peftctl.models import folder as folders
 from peftctl.models.quiet import Say, quiet, reason, silent
@@ -28,7 +29,7 @@ def resolve(name_or_path: str, root: Path = Path(".")) -> Path | str:
     Raises:
         ModelError: neither exists nor could be a hub id; the hint names what is near.
     """
-    path = root / Path(name_or_path).expanduser()
+    path = root / expanded(name_or_path)
     if name_or_path.strip() and os.path.exists(path):
         return Path(os.path.abspath(path))
     looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.lower().endswith(_FILES)
@@ -105,7 +106,7 @@ def adapter(name_or_path: str, say: Say = silent) -> Path:
     A path need not exist; who reads it says so. A text is a hub id when it has two parts and nothing of that name, not
     even its first part, is here. Raises ModelError and StorageError as `local` does.
     """
-    path = Path(name_or_path).expanduser()
+    path = expanded(name_or_path)
     parts = name_or_path.split("/")
     of_hub = len(parts) == 2 and _HUB_ID.fullmatch(name_or_path) and not name_or_path.lower().endswith(_FILES)
     if not of_hub or os.path.exists(path) or os.path.exists(path.parent):

@@ -11,6 +11,7 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
+from peftctl.config.home import expanded
 from peftctl.config.write import dump
 from peftctl.data.dataset import Dataset, Source, Sources, Split
 from peftctl.data.sources import TEXTS, listed
@@ -209,6 +210,6 @@ def narrowest(method: Method, config: Any) -> int:
 
 def here(path: str) -> bool:
     """Whether rows can be read without a network."""
-    if Path(path).expanduser().exists():
+    if expanded(path).exists():
         return True
-    return has_magic(path) and bool(glob(str(Path(path).expanduser()), recursive=True))
+    return has_magic(path) and bool(glob(str(expanded(path)), recursive=True))

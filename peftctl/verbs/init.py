@@ -13,6 +13,7 @@ import yaml
 
 from peftctl import recipe as recipes
 from peftctl.config import document as documents
+from peftctl.config.home import expanded
 from peftctl.config.near import did_you_mean
 from peftctl.data.dataset import Source
 from peftctl.data.file import Row
@@ -166,7 +167,7 @@ def method_of(name: str) -> type[Method]:
 
 def counted(data: str, listen: Listen) -> int | None:
     """How many rows `data` has; None when no file is there yet, or the rows are on the hub."""
-    if not (HERE / Path(data).expanduser()).exists() and not any(mark in data for mark in "*?["):
+    if not (HERE / expanded(data)).exists() and not any(mark in data for mark in "*?["):
         return None
     met = list(map(type, read_rows(Source(path=data), HERE)))
     good = sum(issubclass(kind, Row) for kind in met)

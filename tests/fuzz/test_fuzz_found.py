@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import pytest
 from fuzz import corpora
@@ -15,6 +16,7 @@ from fuzz.run import with_verdict
 from fuzz.target import Target
 from fuzz.targets import TARGETS
 
+from peftctl import recipe as recipes
 from peftctl.data.parquet_rows import _first_line
 
 RECIPE = "model: {name_or_path: base}\nmethod: {type: lora}\ndataset: {train: rows.jsonl}\noutput: run\n"
@@ -128,3 +130,11 @@ def test_found_in_checkpoints(name: str, made: Callable[[str], Target]):
 
 def test_what_arrow_quotes_of_a_file_is_shown_and_not_obeyed():
     assert _first_line(OSError("Couldn't deserialize thrift: don't know what type: \x0f")).isprintable()
+
+
+@pytest.mark.parametrize("place", ["model", "train"])
+def test_a_home_of_nobody(place: str, tmp_path: Path):
+    text = f"model: {{name_or_path: {'~nobody-at-all/m' if place == 'model' else 'm'}}}\nmethod: {{type: lora}}\n"
+    text += f"dataset: {{train: {'~nobody-at-all/rows.jsonl' if place == 'train' else 'rows.jsonl'}}}\noutput: run\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert "~nobody-at-all" in str(recipes.read(tmp_path / "recipe.yaml"))
