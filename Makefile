@@ -26,7 +26,7 @@ test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --maxprocesses 8
 
 test-slow: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n auto --maxprocesses 8
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -11,11 +11,13 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from peftctl.config.home import expanded
 from peftctl.config.write import dump
 from peftctl.data.dataset import Dataset, Source, Sources, Split
 from peftctl.data.sources import TEXTS, listed
-from peftctl.engine.attach import attach
+from peftctl.engine.attach import attach, trained
 from peftctl.engine.disk import method_in, save
 from peftctl.engine.method import Method
 from peftctl.engine.peft_config import CONFIG
@@ -171,10 +173,13 @@ class Imitation:
         return replace(method, **changed)
 
     def adapter(self, recipe: Recipe, method: Method | None, name: str) -> str:
-        """A folder with a fresh adapter of the tiny model; a bottleneck where `method` is not known."""
-        with quiet():
+        """A folder with an adapter of the tiny model that does something; a bottleneck where `method` is not known."""
+        with quiet(), torch.no_grad():
             base = models.load(recipe.model, recipe.trainer.task.head)
             attach(base.model, method or METHODS["bottleneck"]())
+            torch.manual_seed(recipe.seed)
+            for parameter in trained(base.model).values():
+                parameter.add_(0.02 * torch.randn_like(parameter))
             return str(save(base.model, self.folder / name))
 
 

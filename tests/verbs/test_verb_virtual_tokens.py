@@ -100,8 +100,8 @@ def test_training_goes_on_from_a_folder_of_hf_peft(made: Callable[..., Any], tmp
 def test_a_network_is_gone_on_with(made: Callable[..., Any], tmp_path: Path):
     peftctl.train(made() | {"method": METHODS["lstm"]}, output=tmp_path / "first")
     more = {**METHODS["lstm"], "init_from": str(tmp_path / "first/adapter")}
-    quiet = made(trainer={"learning_rate": 1e-12}) | {"method": more}
+    quiet = made(trainer={"learning_rate": 1e-8}) | {"method": more}
     peftctl.train(quiet, output=tmp_path / "second")
     first, second = (load_file(tmp_path / run / "adapter/resume.safetensors") for run in ("first", "second"))
     assert first.keys() == second.keys()
-    assert all(torch.allclose(first[key], second[key]) for key in first)
+    assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first)
