@@ -97,7 +97,7 @@ def render(
         text = f"{place}: the chat template does not come to an end with this conversation: {error}"
         raise DataError(text, f"choose another `{_PLACE}`") from None
     except Exception as error:  # a template can raise anything: its own refusals, TypeError, ZeroDivisionError
-        what = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        what = shown((str(error).strip().splitlines() or [type(error).__name__])[0], 200)
         hint = f"change the row, or choose another `{_PLACE}`"
         if messages and messages[0]["role"] == "system" and ("system" in what.lower() or "alternat" in what.lower()):
             hint = f"this template has no system messages: put the text into the first user message, or set `{_PLACE}`"

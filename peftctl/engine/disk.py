@@ -30,6 +30,9 @@ from peftctl.engine.peft_config import CONFIG, common, read_config
 from peftctl.engine.tensor_file import FILES, LONGEST, PRIVATE, WEIGHTS, Sizes, read, shapes
 from peftctl.errors import AdapterError, Problem, StorageError
 
+MAPPED = 64 << 20
+"""Bytes of a file that is read back that are mapped at once."""
+
 
 def save(model: nn.Module, folder: str | Path, name: str = "default") -> Path:
     """Write the adapter called `name` into `folder` itself, as HF PEFT would; returns the folder.
@@ -59,12 +62,8 @@ def write(
         folder.mkdir(parents=True, exist_ok=True)
         for name, tensors in files.items():
             save_file(dict(tensors), folder / name, metadata={"format": "pt"})
-            with safe_open(folder / name, "pt") as file:
-                wrong = [key for key, tensor in tensors.items() if not torch.equal(file.get_tensor(key), tensor.cpu())]
-            if wrong:
-                raise StorageError.of(
-                    [Problem(f"{place}: `{key}` does not read back as it was written") for key in wrong]
-                )
+            if wrong := differing(folder / name, tensors):
+                raise StorageError(f"{place}: `{wrong[0]}` does not read back as it was written", "check the disk")
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
         for name in files:
             shutil.copymode(folder / CONFIG, folder / name)  # safetensors lets nobody else read what it writes
@@ -74,6 +73,24 @@ def write(
         number = re.search(r"os error (\d+)", str(error))
         told = os.strerror(int(number[1])).lower() if number else str(error)
         raise StorageError(f"{place}: the adapter could not be written: {told}") from error
+
+
+def differing(path: Path, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The tensors that a file does not hold bit for bit.
+
+    It is opened anew after every so many bytes: what was looked at of a mapped file counts as memory in use.
+    """
+    parts, size = [[]], 0  # type: ignore[var-annotated]
+    for key, tensor in tensors.items():
+        size += tensor.numel() * tensor.element_size()
+        if size > MAPPED and parts[-1]:
+            parts, size = [*parts, []], 0
+        parts[-1].append(key)
+    wrong = []
+    for part in parts:
+        with safe_open(path, "pt") as file:
+            wrong += [key for key in part if not torch.equal(file.get_tensor(key), tensors[key].cpu())]
+    return wrong
 
 
 def load(model: nn.Module, folder: str | Path, name: str = "default") -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from peftctl.errors import StorageError
 from peftctl.training.checkpoint import Checkpoint
+
+PIECE = 1 << 20
+"""Elements that are summed at once: a whole matrix in double precision would be the most that a run holds."""
 
 
 class Progress(NamedTuple):
@@ -46,4 +50,9 @@ def resumed(found: Checkpoint) -> Progress:
 
 def marks(tensors: Mapping[str, Tensor]) -> dict[str, float]:
     """The sum of each tensor: equal ones, later, say that nothing was learned."""
-    return {name: float(each.detach().to("cpu", torch.float64).sum()) for name, each in tensors.items()}
+    return {name: math.fsum(map(total, torch.split(each.detach().flatten(), PIECE))) for name, each in tensors.items()}
+
+
+def total(piece: Tensor) -> float:
+    """In double precision, where a step of bfloat16 shows."""
+    return float(piece.to("cpu", torch.float64).sum())
