@@ -9,6 +9,7 @@ Probabilities of short rows are kept for the gradient, those of long ones comput
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,11 +46,11 @@ class Attention:
     window: int
     """How many tokens back a token sees; 0 is all."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, rows: Rows, turn: Turn | None) -> tuple[Tensor, list[Kept]]:
-        """o, and what `backward` needs."""
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, rows: Rows, turn: Turn | None, keep: bool) -> tuple[Tensor, Any]:
+        """o, and what `backward` needs if it is to be kept."""
         out = torch.empty_like(q)
         kept = [self.group(q, k, v, out, group, rows, turn) for group in self.groups(rows)]
-        return out, kept
+        return out, kept if keep else None
 
     def groups(self, rows: Rows) -> list[Group]:
         """The common beginning, where there is one, is a row of its own."""
@@ -83,7 +84,7 @@ class Attention:
         return p
 
     def backward(
-        self, do: Tensor, kept: list[Kept], rows: Rows, turn: Turn | None, key_heads: int
+        self, do: Tensor, kept: Any, rows: Rows, turn: Turn | None, key_heads: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of q, k and v."""
         tokens, _, width = do.shape

@@ -3,8 +3,7 @@
     attention   f = W_o attention(turn(W_q x), turn(W_k x), W_v x)
     gated       f = W_down (act(W_gate x) * W_up x)
 
-What is cheap is computed again in the backward pass: norms, products of the gate. With gradient checkpointing
-everything is, from x.
+What is cheap is computed again in the backward pass: norms, products of the gate.
 """
 
 from __future__ import annotations
@@ -48,8 +47,6 @@ class Step:
     rows: Rows
     turn: Turn | None
     kernels: Plain
-    recompute: bool
-    """Whether gradient checkpointing is on."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +70,15 @@ class Block:
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         linears = [linear(host) for host in self.hosts]
-        y: Tensor = Run.apply(x, self, linears, step, *(p for one in linears for p in one.parameters))  # type: ignore[no-untyped-call]
+        parameters = parameters_of(linears)
+        keep = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters))
+        y: Tensor = Run.apply(x, self, linears, step, keep, *parameters)  # type: ignore[no-untyped-call]
         return y
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What adapts its linears now."""
+        return parameters_of([linear(host) for host in self.hosts])
 
 
 class Run(torch.autograd.Function):
@@ -82,11 +86,9 @@ class Run(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, block: Block, linears: list[PlainLinear], step: Step, *parameters: nn.Parameter
+        ctx: Any, x: Tensor, block: Block, linears: list[PlainLinear], step: Step, keep: bool, *_: nn.Parameter
     ) -> Tensor:
-        keep = any(ctx.needs_input_grad)
-        ctx.state = torch.get_rng_state() if keep and step.recompute else None  # of dropout
-        y, kept = block.forward(x, linears, step, keep and not step.recompute)
+        y, kept = block.forward(x, linears, step, keep)
         ctx.save_for_backward(x)
         ctx.block, ctx.linears, ctx.step, ctx.kept = block, linears, step, kept
         return y
@@ -96,16 +98,12 @@ class Run(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         block, linears, step, kept = ctx.block, ctx.linears, ctx.step, ctx.kept
         ctx.kept = None  # overwritten below, and free for others to take its memory
-        if ctx.state is not None:
-            with torch.random.fork_rng(devices=[]):
-                torch.set_rng_state(ctx.state)
-                kept = block.forward(x, linears, step, True)[1]
         if kept is None:
             raise RuntimeError("a second backward pass through the same forward: set `trainer.fast: off`")
         (dn, r), gradients = block.backward(dy.contiguous(), x, linears, step, kept)
         dx = block.norm.backward(dn, x, r, dy, step.kernels) if ctx.needs_input_grad[0] else None
         typed = (None if g is None else g.to(p.dtype) for g, p in zip(gradients, parameters_of(linears), strict=True))
-        return dx, None, None, None, *typed
+        return dx, None, None, None, None, *typed
 
 
 def parameters_of(linears: list[PlainLinear]) -> list[nn.Parameter]:
@@ -140,7 +138,7 @@ class AttentionBlock(Block):
         q, k, v = (one.view(len(x), -1, self.width) for one in parted(made, self.widths))
         before = (q, k)
         (q, rq), (k, rk) = (headed(norm, one, step.kernels) for norm, one in ((self.q_norm, q), (self.k_norm, k)))
-        seen, kept = self.attention.forward(q, k, v, step.rows, step.turn if self.turned else None)
+        seen, kept = self.attention.forward(q, k, v, step.rows, step.turn if self.turned else None, keep)
         flat = seen.view(len(x), -1)
         y, ho = linears[-1].forward(flat, keep)
         if not keep:
@@ -150,7 +148,7 @@ class AttentionBlock(Block):
     def backward(self, dy: Tensor, x: Tensor, linears: list[PlainLinear], step: Step, kept: Any) -> tuple[Any, Any]:
         r, hs, flat, ho, inside, before, rs = kept
         do, of_o = linears[-1].backward(dy, ho), linears[-1].gradients(dy, flat, ho)
-        turn, heads = step.turn if self.turned else None, inside[0].k.shape[1]
+        turn, heads = step.turn if self.turned else None, self.widths[1] // self.width
         dq, dk, dv = self.attention.backward(do.view(len(x), -1, self.width), inside, step.rows, turn, heads)
         if before is not None:
             norms = zip((self.q_norm, self.k_norm), (dq, dk), before, rs, strict=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -40,7 +41,7 @@ class Unfit(Exception):
     """Why a model cannot take the fast path."""
 
 
-def trunk_of(network: Any, kernels: Plain) -> Trunk:
+def trunk_of(network: Any, kernels: Plain, attention: type[Attention] = Attention) -> Trunk:
     """The fast trunk of a causal language model. Raises Unfit."""
     model = getattr(network, getattr(network, "base_model_prefix", "") or "model", None)
     kind = type(network).__name__
@@ -58,17 +59,23 @@ def trunk_of(network: Any, kernels: Plain) -> Trunk:
     if activation is None:
         raise Unfit(f"activation `{named}`")
     layers = [
-        (attention_block(layer, config, kernels, f"layers.{i}"), gated_block(layer, activation, f"layers.{i}"))
+        (
+            attention_block(layer, config, partial(attention, kernels), f"layers.{i}"),
+            gated_block(layer, activation, f"layers.{i}"),
+        )
         for i, layer in enumerate(model.layers[: config.num_hidden_layers])
     ]
     refuse_positions(model, layers[0][0].width)
     linears = {host for layer in layers for block in layer for host in block.hosts}
     refuse_others(model, linears)
-    return Trunk(model, model.forward, layers, kernels, Remembered(config.hidden_size, network.dtype))
+    remembered = Remembered(config.hidden_size, network.dtype)
+    return Trunk(model, model.forward, layers, kernels, remembered, shares=attention is Attention)
 
 
-def attention_block(layer: nn.Module, config: Any, kernels: Plain, place: str) -> AttentionBlock:
-    """The first half of `layer`. Raises Unfit."""
+def attention_block(
+    layer: nn.Module, config: Any, make: Callable[[float, int], Attention], place: str
+) -> AttentionBlock:
+    """The first half of `layer`, whose attention `make` makes of its scale and window. Raises Unfit."""
     refuse_parts(layer, LAYER, place)
     attention = cast(Any, layer.self_attn)
     into = next((names for names in ATTENTION if hasattr(attention, names[0])), ATTENTION[0])
@@ -83,7 +90,7 @@ def attention_block(layer: nn.Module, config: Any, kernels: Plain, place: str) -
         o=linear(attention, "o_proj", place),
         widths=(width * config.num_attention_heads, keys, keys),
         width=width,
-        attention=Attention(kernels, float(attention.scaling), int(window or 0)),
+        attention=make(float(attention.scaling), int(window or 0)),
         turned=bool(getattr(attention, "use_rope", True)),
         q_norm=norms.get("q_norm"),
         k_norm=norms.get("k_norm"),
@@ -115,8 +122,8 @@ def refuse_parts(module: nn.Module, wanted: set[str], place: str) -> None:
 def refuse_positions(model: Any, width: int) -> None:
     """Raise Unfit where positions do not turn the whole of every head by angles that are all layers' own."""
     try:
-        x = torch.zeros(1, 2, model.config.hidden_size, dtype=model.dtype)
-        cos, sin = model.rotary_emb(x, torch.arange(2)[None])
+        x = torch.zeros(1, 2, model.config.hidden_size, dtype=model.dtype, device=model.device)
+        cos, sin = model.rotary_emb(x, torch.arange(2, device=model.device)[None])
     except (TypeError, ValueError) as error:
         raise Unfit(f"positions of another kind: {type(model.rotary_emb).__name__}") from error
     if not cos.shape == sin.shape == (1, 2, width):
@@ -170,7 +177,7 @@ def refuse_different(network: nn.Module, trunk: Trunk) -> None:
     """
     generator = torch.Generator().manual_seed(0)
     size = trunk.model.embed_tokens.num_embeddings
-    ids = torch.randint(size, (2, 12), generator=generator)
+    ids = torch.randint(size, (2, 12), generator=generator).to(trunk.model.device)
     mask = torch.ones_like(ids)
     mask[1, 7:] = 0
     rows = arranged(ids, mask, None, ids.shape, share=False)

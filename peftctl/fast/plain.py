@@ -61,15 +61,27 @@ class Plain:
         da.copy_(out)
 
     @staticmethod
+    def turn(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+        """x [tokens, heads, width] turned by (cos, sin) [tokens, width]."""
+        cos, sin = (one[:, None] for one in turn)
+        low, high = x.chunk(2, dim=-1)
+        return (x * cos).addcmul_(torch.cat([-high, low], dim=-1), sin)
+
+    @staticmethod
+    def turn_back(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+        """The transpose of `turn`."""
+        cos, sin = (one[:, None] for one in turn)
+        low, high = (x * sin).chunk(2, dim=-1)
+        return (x * cos).add_(torch.cat([high, -low], dim=-1))
+
+    @staticmethod
     def arrange(x: Tensor, index: Tensor, turn: tuple[Tensor, Tensor] | None, scale: float = 1.0) -> Tensor:
         """Tokens [tokens, heads, width] as rows [n, heads, length, width], turned by (cos, sin) [tokens, width].
 
         `index` [n, length] says which token stands where; -1 is padding, and zero.
         """
         if turn is not None:
-            cos, sin = (one[:, None] for one in turn)
-            low, high = x.chunk(2, dim=-1)
-            x = (x * cos).addcmul_(torch.cat([-high, low], dim=-1), sin)
+            x = Plain.turn(x, turn)
         if scale != 1:
             x = x * scale
         tokens, heads, width = x.shape
@@ -87,9 +99,7 @@ class Plain:
         tokens = index[there]
         x = rows.transpose(1, 2)[there]
         if turn is not None:
-            cos, sin = (one[tokens, None] for one in turn)
-            low, high = (x * sin).chunk(2, dim=-1)
-            x = (x * cos).add_(torch.cat([high, -low], dim=-1))
+            x = Plain.turn_back(x, (turn[0][tokens], turn[1][tokens]))
         out[tokens] = x * scale if scale != 1 else x
 
     @staticmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +24,7 @@ class Remembered:
     """Hidden states [tokens, width] of rows, by the ids of their tokens."""
 
     def __init__(self, width: int, dtype: torch.dtype) -> None:
-        folder = cache_home()
-        folder.mkdir(parents=True, exist_ok=True)
-        self.file: Any = tempfile.TemporaryFile(dir=folder, prefix="hidden-")  # noqa: SIM115
+        self.file: Any = None
         self.width, self.dtype = width, dtype
         self.places: dict[bytes, int] = {}
         self.end = 0
@@ -33,11 +32,13 @@ class Remembered:
     def room(self, tokens: int) -> bool:
         """Whether those of so many tokens can be kept."""
         size = tokens * self.width * self.dtype.itemsize
-        return size <= min(LIMIT, shutil.disk_usage(cache_home()).free // 2)
+        return size <= min(LIMIT, shutil.disk_usage(folder()).free // 2)
 
     def keep(self, ids: Tensor, hidden: Tensor) -> None:
         """Write those of one row down."""
-        raw = hidden.contiguous().view(torch.uint8).numpy().tobytes()
+        if self.file is None:
+            self.file = tempfile.TemporaryFile(dir=folder(), prefix="hidden-")  # noqa: SIM115
+        raw = hidden.cpu().contiguous().view(torch.uint8).numpy().tobytes()
         self.file.write(raw)
         self.places[key(ids)] = self.end
         self.end += len(raw)
@@ -51,7 +52,19 @@ class Remembered:
         self.file.seek(place)
         return torch.frombuffer(bytearray(self.file.read(size)), dtype=self.dtype).view(len(ids), self.width)
 
+    def close(self) -> None:
+        """Let go of the file."""
+        if self.file is not None:
+            self.file.close()
+
+
+def folder() -> Path:
+    """Where the file lies, made if need be."""
+    found = cache_home()
+    found.mkdir(parents=True, exist_ok=True)
+    return found
+
 
 def key(ids: Tensor) -> bytes:
     """What stands for a row."""
-    return ids.numpy().tobytes()
+    return ids.cpu().numpy().tobytes()

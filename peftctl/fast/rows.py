@@ -29,6 +29,12 @@ class Group(NamedTuple):
     """Where each token lies among those computed [rows, length]; -1 is padding."""
     after: int
     """How many tokens of the common beginning stand before them."""
+    begin: int
+    """Where the first of them lies: the tokens of a group lie end to end, row after row."""
+    even: bool
+    """Whether all rows have one length."""
+    standing: Tensor
+    """Where each of them stands in `tokens`, as if its rows lay end to end [tokens of the group]."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Rows:
     @property
     def beginning(self) -> Group:
         """The common beginning as a group of one row."""
-        return Group(torch.arange(self.shared, device=self.source.device)[None], 0)
+        return group([list(range(self.shared))], 0, self.source.device)
 
 
 def spans(mask: Tensor | None, positions: Tensor | None, shape: torch.Size) -> list[tuple[int, int]] | None:
@@ -116,12 +122,20 @@ def arranged(
         if not grouped or len(own) < ALIKE * len(grouped[-1][0]):
             grouped.append([])
         grouped[-1].append(list(own))
-    groups = tuple(Group(padded(rows, device), first) for rows in grouped)
+    groups = tuple(group(rows, first, device) for rows in grouped)
     starts = torch.tensor([0] * first + [a for a, b in ordered for _ in range(a + first, b)], device=device)
     starts[:first] = found[0][0]
     places = torch.tensor(source, device=device)
     positions = (places - starts)[None]
     return Rows(places, torch.tensor(target, device=device), positions, groups, first, found)
+
+
+def group(rows: Sequence[Sequence[int]], after: int, device: torch.device) -> Group:
+    """A group of the tokens of `rows`, the longest row first."""
+    longest = len(rows[0])
+    standing = [number * longest + i for number, row in enumerate(rows) for i in range(len(row))]
+    even = len(rows[-1]) == longest
+    return Group(padded(rows, device), after, rows[0][0], even, torch.tensor(standing, device=device))
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:

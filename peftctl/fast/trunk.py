@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from peftctl.engine.adapter import Stack
 from peftctl.fast.block import AttentionBlock, Block, GatedBlock, Step
 from peftctl.fast.plain import Plain
+from peftctl.fast.recomputed import recomputed
 from peftctl.fast.remembered import Remembered
 from peftctl.fast.rows import Rows, arranged
 
@@ -27,6 +29,8 @@ class Trunk:
     kernels: Plain
     remembered: Remembered
     """What came out of the layers below `trained`."""
+    shares: bool = True
+    """Whether its attention can compute a common beginning once."""
 
     def __call__(
         self,
@@ -51,7 +55,7 @@ class Trunk:
         rows = None
         if not unusual and read is not None:
             shape = read.shape[:2]
-            rows = arranged(input_ids, attention_mask, position_ids, shape, share=not self.random())
+            rows = arranged(input_ids, attention_mask, position_ids, shape, share=self.shares and not self.random())
         if rows is None or read is None:
             return self.own(**given, past_key_values=past_key_values, use_cache=use_cache, **kwargs)
         kept = None if input_ids is None else self.recalled(input_ids, rows)
@@ -67,11 +71,14 @@ class Trunk:
     def through(self, x: Tensor, rows: Rows, first: int, last: int) -> Tensor:
         """Hidden states [tokens, width] after the layers from `first` up to `last`."""
         cos, sin = self.model.rotary_emb(x, rows.positions)
+        step = Step(rows, (cos[0].contiguous(), sin[0].contiguous()), self.kernels)
         recompute = bool(getattr(self.model, "gradient_checkpointing", False)) and self.model.training
-        step = Step(rows, (cos[0].contiguous(), sin[0].contiguous()), self.kernels, recompute)
         for layer in self.layers[first:last]:
-            for block in layer:
-                x = cast(Block, block)(x.contiguous(), step)
+            if recompute:
+                parameters = [p for block in layer for p in block.parameters]
+                x = recomputed(partial(halves, layer=layer, step=step), x, parameters)
+            else:
+                x = halves(x, layer, step)
         return x
 
     @property
@@ -104,7 +111,7 @@ class Trunk:
         found = [self.remembered.find(flat[a:b]) for a, b in rows.spans]
         if any(one is None for one in found):
             return None
-        whole = torch.empty(len(flat), self.remembered.width, dtype=self.remembered.dtype)
+        whole = torch.empty(len(flat), self.remembered.width, dtype=self.remembered.dtype, device=ids.device)
         for (a, b), one in zip(rows.spans, found, strict=True):
             whole[a:b] = cast(Tensor, one)
         return whole[rows.source]
@@ -117,3 +124,10 @@ class Trunk:
     def random(self) -> bool:
         """Whether equal tokens are computed differently, by dropout."""
         return self.model.training and any(isinstance(m, nn.Dropout) and m.p for m in self.model.modules())
+
+
+def halves(x: Tensor, layer: tuple[AttentionBlock, GatedBlock], step: Step) -> Tensor:
+    """One layer."""
+    for block in layer:
+        x = cast(Block, block)(x.contiguous(), step)
+    return x

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from peftctl.engine.inputs import evaluating
 from peftctl.models.soft import Soften, soften
 
-PIECE = {"cpu": 16 << 20, "cuda": 256 << 20}
+PIECE = {"cpu": 16 << 20, "cuda": 32 << 20}
 """Elements of the logits that are held at once, by device."""
 
 FEWEST = 64

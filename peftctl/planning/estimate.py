@@ -119,9 +119,11 @@ def estimate(recipe: Recipe, task: Task, batch: MicroBatch) -> Estimate:
             method,
             task,
             batch,
-            checkpointing=trainer.gradient_checkpointing,
+            checkpointing=trainer.gradient_checkpointing
+            if device.type == "cuda"
+            else bool(trainer.gradient_checkpointing),
             accumulates=trainer.batch_size > trainer.micro_batch_size,
-            fast=trainer.fast == "auto" and not trainer.compile and device.type == "cpu",
+            fast=device.type if trainer.fast == "auto" and not trainer.compile else None,
             piece=output_head.PIECE.get(device.type, output_head.PIECE["cpu"]),
         )
         step = whole_step(made, take_one)

@@ -14,18 +14,22 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 
 @contextmanager
-def quickened(model: Any, batch: Any) -> Iterator[list[bool]]:
+def quickened(model: Any, batch: Any, device: str) -> Iterator[list[bool]]:
     """Let a model without content take the fast path on `batch`, where it would; yields a list with an item when it is.
+
+    `device` is the kind of device that is planned for: cpu, cuda.
 
     What it looks at in the batch, the lengths of its rows and what they have in common, it finds there as it will be.
     """
-    if model.device.type != "cpu" or importlib.util.find_spec("peftctl.fast") is None:
+    if device not in ("cpu", "cuda") or importlib.util.find_spec("peftctl.fast") is None:
         yield []
         return
     from peftctl.fast import rows
     from peftctl.fast import trunk as trunks
+    from peftctl.fast.attention import Attention
     from peftctl.fast.compiled import Compiled
     from peftctl.fast.fits import Unfit, trunk_of
+    from peftctl.fast.flash import Flash
 
     class Silent(Compiled):
         """Kernels that return what is the right size."""
@@ -35,6 +39,12 @@ def quickened(model: Any, batch: Any) -> Iterator[list[bool]]:
 
         def call(self, name: str, first: Any, *others: Any) -> None:
             pass
+
+        @staticmethod
+        def turn(x: Any, turn: Any) -> Any:
+            return torch.empty_like(x)
+
+        turn_back = turn
 
     arranged = rows.arranged
     taken: list[bool] = []
@@ -50,7 +60,7 @@ def quickened(model: Any, batch: Any) -> Iterator[list[bool]]:
 
     vars(model)["soften"] = Silent().soften
     try:
-        trunk = trunk_of(model, Silent())
+        trunk = trunk_of(model, Silent(), Attention if device == "cpu" else Flash)
     except Unfit:
         yield []
         del vars(model)["soften"]

@@ -11,6 +11,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 
 from peftctl.engine.attach import trained
 from peftctl.engine.method import Method
@@ -19,6 +20,7 @@ from peftctl.models import output_head
 from peftctl.planning.ledger import Ledger
 from peftctl.planning.quick import quickened
 from peftctl.tasks.task import Task
+from peftctl.training.offload import worth_it
 
 
 @dataclass(frozen=True)
@@ -111,16 +113,17 @@ def take(
     task: Task,
     batch: MicroBatch,
     *,
-    checkpointing: bool,
+    checkpointing: bool | str,
     accumulates: bool,
-    fast: bool,
+    fast: str | None,
     piece: int,
 ) -> Step:
     """Take the step.
 
     Args:
+        checkpointing: see `trainer.gradient_checkpointing`; `offload` for a GPU alone.
         accumulates: gradients of another are there already.
-        fast: by the fast path, where it fits.
+        fast: by the fast path of a device of this kind, where it fits; None as transformers does.
         piece: elements of the logits that are held at once.
     """
     ledger: Any = Ledger(batch.share, batch.a_row)
@@ -132,9 +135,10 @@ def take(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     ledger.leave_out([*model.parameters(), *model.buffers(), *inputs.values()])
-    quick: Any = quickened(model, batch) if fast else nullcontext([])
+    quick: Any = quickened(model, batch, fast) if fast else nullcontext([])
     pieces: Any = patch.dict(output_head.PIECE, cpu=piece)  # the device that is planned for may not be here
-    with quick as taken, ledger, pieces, patch.object(output_head, "tried", assumed):
+    away = saved_tensors_hooks(sent, brought) if checkpointing == "offload" else nullcontext()
+    with quick as taken, ledger, pieces, away, patch.object(output_head, "tried", assumed):
         if accumulates:
             ledger.heading = "gradients"
             for parameter in parameters:
@@ -148,6 +152,16 @@ def take(
     for hook in hooks:
         hook.remove()
     return Step(ledger.moments, ledger.flops, ledger.moved, ledger.calls, ledger.made, batch.tokens, bool(taken))
+
+
+def sent(tensor: Tensor) -> Any:
+    """What is kept on a GPU of a tensor that is saved: nothing, where it is offloaded."""
+    return (tensor.shape, tensor.dtype) if worth_it(tensor) else tensor
+
+
+def brought(kept: Any) -> Tensor:
+    """The tensor, back again."""
+    return kept if isinstance(kept, Tensor) else torch.empty(kept[0], dtype=kept[1])
 
 
 def assumed(network: Any, *_: Any) -> output_head.OutputHead | None:

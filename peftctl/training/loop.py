@@ -21,6 +21,7 @@ from peftctl.evaluation.loss import add, looked_ahead, reduced
 from peftctl.training import checkpoint
 from peftctl.training.between import Between
 from peftctl.training.memory import peak_memory
+from peftctl.training.offload import Offload
 from peftctl.training.optimizer import build_optimizer, build_schedule
 from peftctl.training.progress import Progress, marks, resumed
 from peftctl.training.saver import Saver
@@ -134,7 +135,8 @@ def train(
         totals: dict[str, Tensor] = {}
         for index, part in enumerate(micro_batches):
             with nullcontext() if index + 1 == len(micro_batches) else accelerator.no_sync(wrapped):
-                sums = task.sums(wrapped, layout.batch(part, accelerator.device) | known)
+                with Offload() if trainer.gradient_checkpointing == "offload" else nullcontext():
+                    sums = task.sums(wrapped, layout.batch(part, accelerator.device) | known)
                 # processes average their gradients, and every one of them adds the penalty
                 accelerator.backward(sums["loss"] / weight * world + method.penalty(model) / len(micro_batches))
             add(totals, sums)

@@ -50,8 +50,9 @@ class Trainer(Block):
     """Decoupled weight decay of matrices."""
     clip_norm: Positive | None = 1.0
     """Largest norm of the whole gradient; null does not clip."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: about a quarter slower, far less memory."""
+    gradient_checkpointing: bool | Literal["offload"] = False
+    """Recompute activations in the backward pass: about a quarter slower, far less memory. `offload`: on a GPU, what is
+    kept of each layer, its input, waits in the machine's memory."""
     fast: Literal["auto", "off"] = "auto"
     """Compute what the model computes by a faster way, where that is exact for this model, adapter and device, which is
     tried out. `off`: as transformers does."""

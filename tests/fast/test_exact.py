@@ -16,6 +16,8 @@ from peftctl.data.batches import Layout
 from peftctl.data.encode import Encoded
 from peftctl.engine.attach import acting, trained
 from peftctl.fast import faster
+from peftctl.fast.flash import Flash
+from peftctl.fast.plain import Plain
 from peftctl.methods.adalora import AdaLoRA
 from peftctl.methods.dora import DoRA
 from peftctl.methods.ia3 import IA3
@@ -113,10 +115,17 @@ def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor], share: fl
         assert float((gradient - expected[key]).norm()) <= share * largest, key
 
 
-@pytest.fixture(params=["compiled", "plain"])
+@pytest.fixture(params=["compiled", "plain", "flash"])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "plain":
         monkeypatch.setattr("peftctl.fast.available", lambda: None)
+    if request.param == "flash":
+        flash(monkeypatch)
+
+
+def flash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs on a GPU, on the CPU: torch's attention, uncompiled functions."""
+    monkeypatch.setattr("peftctl.fast.tools", lambda *_: (Plain(), Flash))
 
 
 def silent(text: str) -> None:
@@ -135,6 +144,7 @@ def test_every_model(name: str, layout: Any) -> None:
     assert "forward" not in vars(model.model)
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method(name: str) -> None:
     model = made("llama", METHODS[name])
@@ -147,7 +157,10 @@ def test_every_method(name: str) -> None:
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["llama", "window"])
-def test_a_common_beginning_is_computed_once(name: str, layout: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_common_beginning_is_computed_once(
+    name: str, layout: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Flash attention takes whole rows: there it is not."""
     model, given = made(name, LoRA(r=3)), batch(layout, shared=20)
     expected = computed(model, given)
     seen: list[int] = []
@@ -156,7 +169,8 @@ def test_a_common_beginning_is_computed_once(name: str, layout: Any, monkeypatch
         monkeypatch.setattr(model.model.norm, "forward", lambda x: seen.append(len(x)) or norm(x))
         assert_near(computed(model, given), expected, 1e-5)
     packed_padding = given["input_ids"].numel() - sum(LENGTHS) - 6 * 20 if layout == "lines" else 0
-    assert seen == ([sum(LENGTHS) + 20] if not packed_padding else seen)
+    if not packed_padding:
+        assert seen == [sum(LENGTHS) + 20 * (6 if request.node.callspec.params["kernels"] == "flash" else 1)]
 
 
 @pytest.mark.parametrize("block", [4, 256])
@@ -170,6 +184,7 @@ def test_long_rows_go_block_by_block(block: int, monkeypatch: pytest.MonkeyPatch
             assert_near(computed(model, given), expected, 1e-5)
 
 
+@pytest.mark.usefixtures("kernels")
 def test_gradient_checkpointing_computes_the_same_with_dropout_too() -> None:
     model, given = made("llama", LoRA(r=3, dropout=0.3)), batch(None)
     with faster(model, silent):
@@ -197,6 +212,7 @@ def test_dropout_is_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
         assert_near(computed(model, given), expected, 1e-5)
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("name", ["llama", "head-norms", "gemma"])
 def test_in_half_precision_it_is_as_near_the_truth(name: str) -> None:
     model = made(name, LoRA(r=3))
@@ -281,6 +297,18 @@ def test_a_second_backward_pass_is_refused() -> None:
         loss.backward(retain_graph=True)
         with pytest.raises(RuntimeError, match="second backward"):
             loss.backward()
+
+
+def test_what_a_card_cannot_compute_switches_the_fast_path_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any) -> Tensor:
+        raise RuntimeError("no kernel image is available\nfor execution on the device")
+
+    flash(monkeypatch)
+    monkeypatch.setattr(Flash, "seen", missing)
+    said: list[str] = []
+    with faster(made("llama", LoRA(r=3)), said.append) as fast:
+        assert fast is None
+    assert said == ["no fast path for this model: no kernel image is available"]
 
 
 def test_several_forwards_before_a_backward() -> None:

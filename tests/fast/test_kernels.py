@@ -11,6 +11,7 @@ from torch import Tensor
 
 from peftctl.fast import compiled as module
 from peftctl.fast.compiled import available
+from peftctl.fast.fused import Fused, fused
 from peftctl.fast.plain import Plain
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -25,10 +26,20 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 
 @pytest.fixture
-def kernels() -> Any:
+def compiled() -> Any:
     found = available()
     if found is None:
         pytest.skip("no compiler here")
+    return found
+
+
+@pytest.fixture(params=["compiled", pytest.param("fused", marks=pytest.mark.slow)])
+def kernels(request: pytest.FixtureRequest) -> Any:
+    """Those of a CPU; those of a GPU, which the same compiler makes for a CPU here."""
+    if request.param == "compiled":
+        return request.getfixturevalue("compiled")
+    found = fused(torch.device("cpu"))
+    assert found
     return found
 
 
@@ -73,37 +84,37 @@ def test_gate(kernels: Any, dtype: torch.dtype, activation: Any) -> None:
 
 
 @pytest.mark.parametrize("turned", [True, False])
-def test_arrange_and_restore(kernels: Any, dtype: torch.dtype, turned: bool) -> None:
+def test_arrange_and_restore(compiled: Any, dtype: torch.dtype, turned: bool) -> None:
     x, index = numbers(9, 3, 8, dtype=dtype), torch.tensor([[4, 0, 7], [8, 2, -1]])
     turn = tuple(numbers(9, 8, dtype=dtype) for _ in range(2)) if turned else None
-    rows, expected = (one.arrange(x, index, turn, 0.3) for one in (kernels, PLAIN))
+    rows, expected = (one.arrange(x, index, turn, 0.3) for one in (compiled, PLAIN))
     assert_near(rows, expected)
     assert not rows[1, :, 2].any()
     back, there = (torch.zeros_like(x) for _ in range(2))
-    kernels.restore_(back, rows, index, turn, 0.7)
+    compiled.restore_(back, rows, index, turn, 0.7)
     PLAIN.restore_(there, rows, index, turn, 0.7)
     assert_near(back, there)
     assert not back[[1, 3, 5, 6]].any()
     if dtype == torch.float32:  # restoring is the transpose of arranging
         one, other = torch.randn_like(x), torch.randn_like(rows)
         back.zero_()
-        kernels.restore_(back, other, index, turn, 0.3)
-        assert_near((kernels.arrange(one, index, turn, 0.3) * other).sum(), (one * back).sum())
+        compiled.restore_(back, other, index, turn, 0.3)
+        assert_near((compiled.arrange(one, index, turn, 0.3) * other).sum(), (one * back).sum())
 
 
 @pytest.mark.parametrize("window", [0, 3])
 @pytest.mark.parametrize("offset", [0, 5])
-def test_attend(kernels: Any, dtype: torch.dtype, offset: int, window: int) -> None:
+def test_attend(compiled: Any, dtype: torch.dtype, offset: int, window: int) -> None:
     scores, d = (numbers(2, 3 * 6, offset + 6, dtype=dtype) for _ in range(2))
     mine, theirs = scores.clone(), scores.clone()
-    kernels.attend_(mine, 6, offset, window)
+    compiled.attend_(mine, 6, offset, window)
     PLAIN.attend_(theirs, 6, offset, window)
     assert_near(mine, theirs)
     torch.testing.assert_close(mine.float().sum(-1), torch.ones(2, 18), rtol=0, atol=NEAR[dtype])
     seen = (mine[0, :6] > 0).sum(dim=-1).tolist()
     assert seen == [min(offset + i + 1, window or 99) for i in range(6)]
     here, there = d.clone(), d.clone()
-    kernels.attend_backward_(here, theirs, 6, offset, window)
+    compiled.attend_backward_(here, theirs, 6, offset, window)
     PLAIN.attend_backward_(there, theirs, 6, offset, window)
     assert_near(here, there)
 
@@ -111,7 +122,7 @@ def test_attend(kernels: Any, dtype: torch.dtype, offset: int, window: int) -> N
 @pytest.mark.parametrize("cap", [None, 3.0])
 def test_soften(kernels: Any, dtype: torch.dtype, cap: float | None) -> None:
     logits, labels = 4 * numbers(5, 131, dtype=dtype), torch.randint(131, (5,))
-    exact = logits.float().requires_grad_()
+    exact = logits.float().clone().requires_grad_()
     shown = exact if cap is None else cap * torch.tanh(exact / cap)
     truth = shown.log_softmax(-1).gather(1, labels[:, None]).flatten()
     truth.sum().backward()
@@ -137,15 +148,15 @@ def test_numbers_that_are_none_stay_visible(kernels: Any, value: float) -> None:
     assert not torch.isfinite(kernels.norm(x, torch.ones(16), 1e-5, 0.0)[0][0]).all()
 
 
-def test_results_do_not_depend_on_threads_or_neighbours(kernels: Any) -> None:
+def test_results_do_not_depend_on_threads_or_neighbours(compiled: Any) -> None:
     scores = torch.randn(4, 12, 6).bfloat16()
     whole = scores.clone()
-    kernels.attend_(whole, 6, 0, 0)
+    compiled.attend_(whole, 6, 0, 0)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
         alone = scores[2:3].clone()
-        kernels.attend_(alone, 6, 0, 0)
+        compiled.attend_(alone, 6, 0, 0)
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(alone[0], whole[2])
@@ -169,7 +180,7 @@ def test_there_may_be_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Any
     assert list((tmp_path / "kernels").iterdir()) == []
 
 
-def test_kernels_are_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, kernels: Any) -> None:
+def test_kernels_are_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, compiled: Any) -> None:
     find = available.__wrapped__
     monkeypatch.setenv("PEFTCTL_HOME", str(tmp_path))
     assert find() is not None
@@ -177,3 +188,21 @@ def test_kernels_are_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: An
     monkeypatch.setattr(module.subprocess, "run", lambda *args, **kwargs: pytest.fail("compiled again"))
     assert find() is not None
     assert [*(tmp_path / "kernels").iterdir()] == [made]
+
+
+def test_without_a_compiler_a_gpu_has_plain_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused.cache_clear()
+    monkeypatch.setattr(Fused, "__init__", lambda self: vars(self).update(norm=broken))
+    assert fused(torch.device("cpu")) is None
+    fused.cache_clear()
+
+
+def test_functions_that_compute_wrongly_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused.cache_clear()
+    monkeypatch.setattr(Fused, "__init__", lambda self: vars(self).update(turn=lambda x, turn: 2 * x))
+    assert fused(torch.device("cpu")) is None
+    fused.cache_clear()
+
+
+def broken(*_: Any) -> Any:
+    raise FileNotFoundError("cc")
