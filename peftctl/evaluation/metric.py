@@ -76,6 +76,8 @@ class Metric:
     """Whether the statistics are (1 or 0, 1) and the figure is a share of rows."""
     percent: bool = False
     """Whether a person reads it in per cent."""
+    absent: str = "no row has a part in it"
+    """Why there may be no figure."""
     signature: Callable[[], str] | None = None
     """The settings that figures must share to be compared, in the words of the library that computes them."""
 

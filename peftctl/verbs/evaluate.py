@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,16 +16,15 @@ from peftctl.engine.disk import fitting
 from peftctl.engine.tensor_file import WEIGHTS
 from peftctl.errors import GateFailed, Problem, RunError
 from peftctl.evaluation import rows_file
-from peftctl.evaluation.answers import question
 from peftctl.evaluation.bootstrap import CONFIDENCE, DRAWS
 from peftctl.evaluation.denoising import errors
 from peftctl.evaluation.gate import BASE
-from peftctl.evaluation.judge import Verdict, judged
+from peftctl.evaluation.judge import judged
 from peftctl.evaluation.junit import junit
-from peftctl.evaluation.measure import confusion, measure
+from peftctl.evaluation.measure import measure
 from peftctl.evaluation.metric import Seen
 from peftctl.evaluation.report import markdown, tables
-from peftctl.evaluation.sheet import Figure, Sheet, row_digest
+from peftctl.evaluation.sheet import Sheet, row_digest
 from peftctl.methods import load
 from peftctl.models import base as models
 from peftctl.models.allocator import keep_memory
@@ -36,13 +34,19 @@ from peftctl.training import filesystem, storage
 from peftctl.training.speed import quickened
 from peftctl.verbs import provenance
 from peftctl.verbs.asked import Asked, command, settings, unmeasured_gates
+from peftctl.verbs.eval_record import (
+    ADAPTER,
+    confusions_of,
+    figures_record,
+    gate_record,
+    samples_of,
+    without_figure,
+)
 from peftctl.verbs.events import Listen, silent, speaker, ticker
 from peftctl.verbs.past import earlier, model_of
 from peftctl.verbs.rows import EvalSet, evaluation_rows, knowing, refuse_longer
 from peftctl.verbs.signalled import stoppable
 from peftctl.verbs.target import Target, open_target
-
-ADAPTER = "adapter"
 
 
 @stoppable
@@ -104,6 +108,8 @@ def evaluate(
         listen({"event": "warning", "text": f"eval.gates.{key}: not judged, those rows are not measured", "hint": None})
     if recipe.eval.gates and found.adapter is None:
         say("gates are for an adapter: there is none yet, so none is judged")
+    for text in without_figure(sheets, models_measured[-1]):
+        listen({"event": "warning", "text": text, "hint": None})
     verdicts = judged(sheets, gates, ADAPTER)
     for one in verdicts:
         if one.status == "passed, not certain":
@@ -174,89 +180,6 @@ def measured(
                 seen[one][name] = Seen(errors=found, answers=silence, said=silence)
                 continue
             seen[one][name] = measure(base.model, task, rows, encoder, recipe.eval, pad, tick, rejected)
-
-
-def figures_record(sheets: Mapping[str, Sheet], names: Sequence[str]) -> dict[str, Any]:
-    """Figures, their intervals, and how the adapter's lie to the base's, by `metric` or `set/metric`."""
-    figures: dict[str, dict[str, float | None]] = {name: {} for name in names}
-    intervals: dict[str, dict[str, list[float] | None]] = {name: {} for name in names}
-    compared: dict[str, dict[str, Any]] = {}
-    for one, sheet in sheets.items():
-        for name in names:
-            figures[name][keyed(one, "rows")] = len(sheet.rows)
-            for metric in sheet.statistics[name]:
-                figure = sheet.figure(name, metric)
-                figures[name][keyed(one, metric)] = finite(figure.estimate)
-                intervals[name][keyed(one, metric)] = bounds(figure)
-        for metric in sheet.statistics[names[-1]] if len(names) > 1 else ():
-            difference, ratio = (how(ADAPTER, BASE, metric) for how in (sheet.difference, sheet.ratio))
-            compared[keyed(one, metric)] = {"difference": as_record(difference), "ratio": as_record(ratio)}
-    return {"figures": figures, "intervals": intervals, **({"compared": compared} if compared else {})}
-
-
-def keyed(one: str, metric: str) -> str:
-    """A figure's key."""
-    return f"{one}/{metric}" if one != ONLY else metric
-
-
-def bounds(figure: Figure) -> list[float] | None:
-    """An interval for JSON; None where it is not known."""
-    low, high = figure.interval
-    return [low, high] if math.isfinite(low) and math.isfinite(high) else None
-
-
-def as_record(figure: Figure) -> dict[str, Any]:
-    """A figure for JSON."""
-    return {"estimate": finite(figure.estimate), "interval": bounds(figure)}
-
-
-def finite(value: float) -> float | None:
-    """A number for JSON, which knows no infinity."""
-    return value if math.isfinite(value) else None
-
-
-def gate_record(one: Verdict) -> dict[str, Any]:
-    """A verdict for JSON."""
-    return {
-        "gate": one.name,
-        "set": one.set or None,
-        "metric": one.metric,
-        one.limit.kind: one.limit.value,
-        "against": one.against,
-        **as_record(one.measured),
-        "status": one.status,
-    }
-
-
-def confusions_of(recipe: Recipe, seen: Mapping[str, Mapping[str, Seen]]) -> dict[str, Any]:
-    """The confusion tables by eval set and model, where they are asked for."""
-    if not recipe.eval.confusion:
-        return {}
-    labels = recipe.eval.labels
-    return {
-        name: {model: {"labels": labels, "counts": confusion(one)} for model, one in by_model.items()}
-        for name, by_model in seen.items()
-    }
-
-
-def samples_of(
-    recipe: Recipe, sets: Mapping[str, EvalSet], seen: Mapping[str, Mapping[str, Seen]]
-) -> dict[str, list[dict[str, Any]]]:
-    """The first `eval.samples` answers of every model to the rows of each eval set."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name, one in sets.items() if recipe.eval.samples else ():
-        rows = one.prepared.parsed
-        spoken = [i for i, said in enumerate(seen[name][BASE].said) if said is not None][: recipe.eval.samples]
-        found[name] = [
-            {
-                "place": rows[i].place,
-                "question": question(rows[i]),
-                "answer": seen[name][BASE].answers[i],
-                **{model: by_model.said[i] for model, by_model in seen[name].items()},
-            }
-            for i in spoken
-        ]
-    return found
 
 
 def data_digests(sets: Mapping[str, EvalSet]) -> Any:

@@ -275,6 +275,20 @@ def test_from_a_recipe_to_a_merged_model(recipe: Callable[..., Any], tmp_path: P
     assert json.loads((tmp_path / "exported" / "adapter_config.json").read_text())["task_type"] == "TOKEN_CLS"
 
 
+def test_tags_that_mark_no_entities_have_no_entity_figure_and_that_is_said(recipe: Callable[..., Any], tmp_path: Path):
+    made = recipe("bert", {"type": "lora"}, trainer={"steps": 1})
+    for name in ("train", "held-out"):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text(file.read_text().replace("B-PER", "noun").replace("I-PER", "name"))
+    heard: list[dict[str, Any]] = []
+    record = evaluate(peftctl.train(made)["path"], listen=heard.append)
+    assert record["figures"]["adapter"]["entity_f1"] is None
+    warned = [event["text"] for event in heard if event["event"] == "warning"]
+    assert warned == [
+        "`entity_f1` has no figure: no tag marks an entity, as `B-PER` begins one and `I-PER` goes on with it"
+    ]
+
+
 def test_a_run_that_goes_on_ends_the_same(recipe: Callable[..., Any], tmp_path: Path):
     made = recipe("bert", {"type": "lora", "r": 4, "dropout": 0.1})
     with one_thread():

@@ -17,6 +17,8 @@ from peftctl.evaluation.metric import Array, Metric, Seen
 BEGIN, END = "BSU", "ELSU"
 """Marks of the first and of the last word."""
 
+UNMARKED = "no tag marks an entity, as `B-PER` begins one and `I-PER` goes on with it"
+
 Entity = tuple[int, int, str]
 """First word, the word behind the last one, type."""
 
@@ -63,6 +65,7 @@ entity_f1 = Metric(
     statistics=counts,
     figure=share(lambda found, true: (found + true) / 2),
     percent=True,
+    absent=UNMARKED,
 )
 
 entity_precision = Metric(
@@ -73,6 +76,7 @@ entity_precision = Metric(
     statistics=counts,
     figure=share(lambda found, true: found),
     percent=True,
+    absent=UNMARKED,
 )
 
 entity_recall = Metric(
@@ -83,4 +87,5 @@ entity_recall = Metric(
     statistics=counts,
     figure=share(lambda found, true: true),
     percent=True,
+    absent=UNMARKED,
 )
