@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,10 @@ def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     if network.config.is_encoder_decoder:
         logits: Tensor = model(pixel_values=pixels, decoder_input_ids=ids, decoder_attention_mask=mask).logits
     else:
-        logits = model(pixel_values=pixels, input_ids=begun(network, ids), attention_mask=mask).logits
+        whole: dict[str, Any] = {"pixel_values": pixels, "input_ids": begun(network, ids), "attention_mask": mask}
+        if "use_cache" in inspect.signature(network.forward).parameters:
+            whole["use_cache"] = False  # GIT's cache would be filled twice where activations are computed again
+        logits = model(**whole).logits
     return logits[:, -ids.shape[1] :]  # some have logits for the picture, before those of the text
 
 

@@ -17,6 +17,7 @@ from peftctl.engine.attach import trained
 from peftctl.engine.method import Method
 from peftctl.engine.sample import IGNORED
 from peftctl.models import output_head
+from peftctl.models.recomputing import recompute
 from peftctl.planning.ledger import Ledger
 from peftctl.planning.quick import quickened
 from peftctl.tasks.task import Task
@@ -132,7 +133,7 @@ def take(
     parameters = trained(model).values()
     hooks = [*headings(model, ledger), *(booked(parameter, ledger) for parameter in parameters)]
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute(model)
     model.train()
     ledger.leave_out([*model.parameters(), *model.buffers(), *inputs.values()])
     quick: Any = quickened(model, batch, fast) if fast else nullcontext([])

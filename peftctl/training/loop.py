@@ -18,6 +18,7 @@ from peftctl.engine.attach import live, trained
 from peftctl.engine.method import Method
 from peftctl.errors import NonFiniteError, NothingLearned
 from peftctl.evaluation.loss import add, looked_ahead, reduced
+from peftctl.models.recomputing import recompute
 from peftctl.training import checkpoint
 from peftctl.training.between import Between
 from peftctl.training.memory import peak_memory
@@ -66,11 +67,7 @@ def train(
     progress = Progress()
 
     if trainer.gradient_checkpointing:
-        recomputing: Any = model  # models of transformers and of diffusers know how
-        if hasattr(recomputing, "gradient_checkpointing_enable"):
-            recomputing.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        else:
-            recomputing.enable_gradient_checkpointing()
+        recompute(model)
     parameters = trained(model)
     names = {parameter: name for name, parameter in parameters.items()}
     rate = peak_rate(trainer, method)

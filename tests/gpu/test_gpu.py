@@ -19,6 +19,7 @@ from peftctl.engine.attach import trained
 from peftctl.errors import Interrupted
 from peftctl.fast import faster
 from peftctl.methods.lora import LoRA
+from peftctl.models.recomputing import recompute
 from peftctl.tasks.sft import SFT
 from peftctl.training.offload import Offload
 from tests.fast.test_exact import assert_near, rows
@@ -105,7 +106,7 @@ def test_in_bfloat16_it_is_as_near_the_truth() -> None:
 
 def test_checkpointing_draws_the_same_dropout_and_offloading_changes_nothing() -> None:
     model, given = made("Llama", LoRA(r=8, dropout=0.3), torch.bfloat16), batch(None, repeat=64)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    recompute(model)
     with faster(model, loud):
         peaks, found = [], []
         for context in (torch.enable_grad(), Offload()):

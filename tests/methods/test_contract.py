@@ -13,13 +13,15 @@ from tiny import build, greedy, inputs, logits, stir
 import peftctl
 from peftctl.engine.attach import adapters_of, stacks, trained
 from peftctl.errors import AdapterError, NotMergeable
+from peftctl.models.recomputing import recompute
 
 CASES = [(method, name) for method, setting in SETTINGS.items() for name in setting.zoo]
 LLAMAS = [method for method, setting in SETTINGS.items() if "llama" in setting.zoo]
 
 
 def attached(method: str, name: str) -> torch.nn.Module:
-    return peftctl.attach(build(name), made(method, name))
+    chosen = made(method, name)  # first: what it is made of may draw random numbers, once
+    return peftctl.attach(build(name), chosen)
 
 
 def train_a_little(model: torch.nn.Module, learning_rate: float, steps: int = 60) -> list[float]:
@@ -128,7 +130,7 @@ def test_gradient_checkpointing_changes_nothing(method, name):
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute(model)
         model(**inputs(model)).logits.square().mean().backward()
         return {key: p.grad for key, p in trained(model).items()}
 

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import peftctl
 from peftctl.engine.attach import adapters_of, trained
 from peftctl.errors import AdapterError
+from peftctl.models.recomputing import recompute
 
 LAYERS = peftctl.METHODS["layers"]
 BLOCK = {
@@ -103,7 +104,7 @@ def test_recomputed_in_the_backward_pass(name, fields, dtype):
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute(model)
         model(**inputs(model)).logits.float().square().mean().backward()
         return {key: p.grad for key, p in trained(model).items()}
 
@@ -117,7 +118,7 @@ def test_recomputing_saves_the_memory_of_the_copy():
     def saved(checkpointing: bool) -> int:
         model = peftctl.attach(build("llama"), LAYERS()).train()
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute(model)
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda t: t):
             model(**inputs(model))

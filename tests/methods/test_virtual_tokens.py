@@ -22,6 +22,7 @@ from peftctl.engine.attach import adapters_of, trained
 from peftctl.engine.sample import IGNORED, Sample
 from peftctl.engine.virtual_tokens import Virtual, woven
 from peftctl.errors import AdapterError
+from peftctl.models.recomputing import recompute
 from peftctl.tasks.sft import SFT
 
 N = 4
@@ -319,7 +320,7 @@ def test_a_prefix_refuses_sliding_windows_and_checkpointing():
     with pytest.raises(AdapterError, match="Sliding"):
         peftctl.attach(MistralForCausalLM(config), made("prefix"))
     model = adapted("prefix", "llama").train()
-    model.gradient_checkpointing_enable()
+    recompute(model)
     with pytest.raises(AdapterError, match="gradient checkpointing"):
         model(input_ids=IDS)
     model.eval()(input_ids=IDS)
