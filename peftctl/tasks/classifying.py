@@ -7,17 +7,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from peftctl.data.dataset import Dataset
 from peftctl.data.encode import Encoded
 from peftctl.data.formats import Example
 from peftctl.data.prepare import Prepared
 from peftctl.engine.attach import takes
+from peftctl.engine.inputs import evaluating
 from peftctl.engine.method import Method
 from peftctl.engine.sample import IGNORED
-from peftctl.errors import DataError, ModelError, RecipeError
+from peftctl.errors import DataError, ModelError, RecipeError, RunError
 from peftctl.models.base import Base
 from peftctl.models.head import SEQUENCES, Head
+from peftctl.models.positions import room
 from peftctl.models.quiet import Say, silent
 from peftctl.tasks.task import Task
 
@@ -61,6 +65,25 @@ class Classifying(Task):
     def worded(self, text: str, logits: Tensor) -> str:
         """What a model says of `text`, which a person asked; `logits` [n, labels] as `answers` has them."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def classified(self, text: str, base: Base) -> str:
+        """By the names that the model has, where nothing else says them."""
+        if not text.strip():
+            raise RunError("the text is empty", 'give one: `peftctl generate RUN "a text"`')
+        network = base.model
+        task = self if self.labels else replace(self, labels=list(network.config.id2label.values()))
+        encoder = task.encoder(Dataset(train="nothing", max_length=1 << 30), base.tokenizer, None)
+        (row,) = encoder.encode(task.asked(text, chat=False))
+        limit = room(network)
+        if limit is not None and task.tokens(row) > limit:
+            raise RunError(
+                f"a text of {task.tokens(row):,} tokens, and {type(network).__name__} reads {limit:,}", "shorten it"
+            )
+        batch = task.collate([row], base.tokenizer.pad_token_id)
+        with evaluating(network):
+            logits, _ = task.answers(network, {name: tensor.to(base.device) for name, tensor in batch.items()})
+        return task.worded(text, logits)
 
     def knowing(
         self, examples: Callable[[], Iterable[Example]], say: Say, classes: Callable[[], Sequence[str]] = tuple

@@ -118,6 +118,10 @@ class Task(Block):
         said = [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
         return Chat("text", said) if chat else Text("text", text)
 
+    def classified(self, text: str, base: Base) -> str | None:
+        """The class of `text` for a person to read; None where the model writes, not chooses. Raises RunError."""
+        return None
+
     def encoder(self, dataset: Dataset, tokenizer: Any, template: str | None) -> RowEncoder:
         """Encodes what was accepted."""
         return Encoder.of(dataset, tokenizer, template)

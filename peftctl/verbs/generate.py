@@ -11,7 +11,6 @@ import torch
 from peftctl.data.dataset import Dataset
 from peftctl.data.formats import Captioned
 from peftctl.data.template import find
-from peftctl.engine.inputs import evaluating
 from peftctl.errors import RunError
 from peftctl.evaluation.generation import continuations
 from peftctl.exports.companions import TEMPLATE
@@ -19,10 +18,8 @@ from peftctl.methods import load
 from peftctl.models import base as models
 from peftctl.models.allocator import keep_memory
 from peftctl.models.head import DIFFUSION
-from peftctl.models.positions import room
 from peftctl.models.quiet import Say
 from peftctl.tasks.captioning import PictureEncoder
-from peftctl.tasks.classifying import Classifying
 from peftctl.verbs.draw import draw
 from peftctl.verbs.events import Listen, silent, speaker
 from peftctl.verbs.rows import HERE
@@ -61,12 +58,11 @@ def generate(
     if found.adapter is not None and not base:
         load(loaded.model, found.adapter)
     task = found.task.judged
-    if isinstance(task, Classifying):
+    if (chosen := task.classified(text, loaded)) is not None:
         if sample or beams > 1:
-            raise RunError(
-                "`--sample`, `--beams`: this model chooses among classes, it writes no text", "leave them out"
-            )
-        return classified(text, task, loaded)
+            what = "`--sample`, `--beams`: this model chooses among classes, it writes no text"
+            raise RunError(what, "leave them out")
+        return chosen
     template = template_of(found, loaded, say)
     dataset = found.recipe.dataset if found.recipe else Dataset(train="nothing")
     encoder = task.encoder(replace(dataset, max_length=1 << 30), loaded.tokenizer, template)
@@ -80,21 +76,6 @@ def generate(
         task.ready(encoder, loaded)
         return encoder.describe(loaded.model, [row], max_new_tokens, **how)[0]
     return continuations(loaded.model, [encoder.prompt(row)], encoder, max_new_tokens, **how)[0]
-
-
-@torch.no_grad()
-def classified(text: str, task: Classifying, loaded: models.Base) -> str:
-    """The class of `text`, or those of its words; by the names that the model has where nothing else says them."""
-    if not text.strip():
-        raise RunError("the text is empty", 'give one: `peftctl generate RUN "a text"`')
-    network = loaded.model
-    task = task if task.labels else replace(task, labels=list(network.config.id2label.values()))
-    dataset = Dataset(train="nothing", max_length=room(network) or 1 << 30, on_long="error")
-    encoder = task.encoder(dataset, loaded.tokenizer, None)
-    batch = task.collate(encoder.encode(task.asked(text, chat=False)), loaded.tokenizer.pad_token_id)
-    with evaluating(network):
-        logits, _ = task.answers(network, {name: tensor.to(loaded.device) for name, tensor in batch.items()})
-    return task.worded(text, logits)
 
 
 def template_of(found: Target, loaded: models.Base, say: Say) -> str | None:

@@ -294,7 +294,7 @@ def test_generate_names_the_class(recipe: Callable[..., Any], tmp_path: Path):
         generate(str(run), "a", sample=True)
     with pytest.raises(RunError, match="the text is empty"):
         generate(str(run), " ")
-    with pytest.raises(DataError, match="text: 600 tokens, more than `max_length` 512"):
+    with pytest.raises(RunError, match="a text of 600 tokens, and BertForSequenceClassification reads 512; shorten it"):
         generate(str(run), "a" * 600)
 
 
