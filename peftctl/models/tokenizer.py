@@ -33,6 +33,10 @@ def read_tokenizer(folder: Path, place: str, say: Say = silent, *, writes: bool 
     """
     # without any of these transformers makes an empty vocabulary up
     if not any(path.is_file() for pattern in _FILES for path in folder.glob(pattern)):
+        settings = folder / "tokenizer_config.json"
+        if settings.is_file() and (kind := read_json(settings, place).get("tokenizer_class")):  # ByT5, CANINE
+            text = f"{place}: `{kind}` without `tokenizer.json` does not tell which characters a token covers"
+            raise ModelError(text, "copy that file from the original model if it has one; else take another model")
         raise ModelError(f"{place}: no tokenizer in this folder (`tokenizer.json`)", "copy it from the original model")
     for path in sorted({path for pattern in (*_FILES, "*token*.json", "merges.txt") for path in folder.glob(pattern)}):
         if path.is_file() and path.stat().st_size > TOO_LARGE:

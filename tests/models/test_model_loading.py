@@ -288,6 +288,14 @@ WRONG: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "no tokenizer in this folder",
         "copy it from the original model",
     ),
+    "tokenizer of code": (
+        lambda f: (
+            [path.unlink() for path in f.glob("token*")]
+            + [(f / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')]
+        ),
+        "`ByT5Tokenizer` without `tokenizer.json` does not tell which characters a token covers",
+        "else take another model",
+    ),
     "bad tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "its tokenizer cannot be read", ""),
 }
 
