@@ -17,7 +17,7 @@ from peftctl.engine.inputs import evaluating
 from peftctl.errors import RunError
 from peftctl.models.positions import room
 
-Describe = Callable[[nn.Module, Sequence[Example], int], list[str]]
+Describe = Callable[..., list[str]]
 """What the encoder of a task whose rows are more than tokens generates answers by."""
 
 
@@ -49,6 +49,7 @@ def continuations(
         max_new_tokens = min(max_new_tokens, limit - 1 if both else limit - longest)
     with evaluating(model):
         out = network.generate(
+            **getattr(encoder, "opening", {}),
             **{name: tensor.to(device) for name, tensor in inputs.items()},
             max_new_tokens=max_new_tokens,
             eos_token_id=stop_ids(model, encoder),
@@ -71,9 +72,10 @@ def generate(
     encoder: RowEncoder,
     max_new_tokens: int,
     batch_size: int,
-    tick: Callable[[int, int], None],
+    tick: Callable[[int, int], None] = lambda done, total: None,
+    **sampling: Any,
 ) -> list[str]:
-    """The greedy answer of `model` to each row, in the order of `rows`."""
+    """The answer of `model` to each row, in the order of `rows`: greedy, unless `sampling` says otherwise."""
     describe: Describe | None = getattr(encoder, "describe", None)
     prompts = [encoder.prompt(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
@@ -81,9 +83,9 @@ def generate(
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         if describe:
-            texts = describe(model, [rows[i] for i in batch], max_new_tokens)
+            texts = describe(model, [rows[i] for i in batch], max_new_tokens, **sampling)
         else:
-            texts = continuations(model, [prompts[i] for i in batch], encoder, max_new_tokens)
+            texts = continuations(model, [prompts[i] for i in batch], encoder, max_new_tokens, **sampling)
         for i, text in zip(batch, texts, strict=True):
             answers[i] = text
         tick(start + len(batch), len(order))

@@ -23,12 +23,13 @@ from peftctl.data.encode import Encoded
 from peftctl.data.fitting import OnLong
 from peftctl.data.formats import Chat, Example, Pair, Translated
 from peftctl.data.reading import RowEncoder
-from peftctl.data.spelling import Spelling
+from peftctl.data.spelling import Spelling, Tokens
 from peftctl.data.supervised import one_exchange
 from peftctl.engine.attach import takes
 from peftctl.engine.sample import IGNORED
 from peftctl.errors import DataError, ModelError
 from peftctl.models.head import SEQ2SEQ, Head
+from peftctl.tasks.languages import of_languages, opening
 from peftctl.tasks.task import Batch, Task, register
 
 
@@ -44,6 +45,10 @@ class Seq2Seq(Task):
     """What stands before every source, such as `summarize: ` for models that were taught by such words."""
     max_target_length: Count | None = None
     """Longest target, in tokens; `dataset.max_length`, which is that of the source, when left out."""
+    source_language: str = ""
+    """The language of the sources, in the tokenizer's own code: `en_XX` of mBART, `eng_Latn` of NLLB."""
+    target_language: str = ""
+    """That of the targets. Only tokenizers with a token for each language have the two."""
 
     @property
     def head(self) -> Head:
@@ -70,9 +75,6 @@ class Seq2Seq(Task):
     def encoder(self, dataset: Dataset, tokenizer: Any, template: str | None) -> RowEncoder:
         if dataset.on_long == "split":
             raise DataError("dataset.on_long: a source and its target are not split", "use `truncate` or `drop`")
-        if hasattr(tokenizer, "set_tgt_lang_special_tokens"):
-            text = "the tokenizer writes each language with a token of its own, and nothing says which targets are in"
-            raise DataError(text, "take a model without them, such as T5, mT5 or BART; mBART and NLLB are not trained")
         return SourceEncoder(self, dataset, tokenizer)
 
     def collate(self, rows: Sequence[Encoded], pad_id: int) -> Batch:
@@ -106,48 +108,58 @@ class SourceEncoder:
         self.prefix = task.prefix
         self.stop_ids: set[int] = {tokenizer.eos_token_id}
         self.spelled = 0
-        self._spelling = Spelling(tokenizer, None, dataset.split_special_tokens)
+        both = of_languages(tokenizer, task.source_language, task.target_language)
+        self._sources, self._targets = (Spelling(one, None, dataset.split_special_tokens) for one in both)
+        self.opening = opening(both[1], task.target_language)
 
     @property
     def splits_special_tokens(self) -> bool:
         """Whether special tokens that a text spells are ordinary text."""
-        return self._spelling.split
+        return self._sources.split
 
     def encode(self, row: Translated) -> list[Encoded]:
         """A row; none when it is too long and dropped. Raises DataError for one too long, or without a target."""
-        self.spelled += self._spelling.in_text(row.source) or self._spelling.in_text(row.target)
+        self.spelled += self._sources.in_text(row.source) or self._targets.in_text(row.target)
         source, target = self._source(row), self._target(row)
-        over = [(ids, most) for ids, most in ((source, self.max_length), (target, self.max_target_length))]
-        cut = sum(max(len(ids) - most, 0) for ids, most in over)
+        over = [(source, self.max_length), (target, self.max_target_length)]
+        cut = sum(max(len(text.ids) - most, 0) for text, most in over)
         if cut and self.on_long == "drop":
             return []
         if cut and self.on_long == "error":
-            text = f"{row.place}: source of {len(source)} and target of {len(target)} tokens: too long"
+            text = f"{row.place}: source of {len(source.ids)} and target of {len(target.ids)} tokens: too long"
             raise DataError(text, "raise `dataset.max_length`, or choose `on_long: truncate` or `drop`")
         return [replace(together(*(shortened(*one) for one in over)), truncated=cut > 0, cut=cut)]
 
     def compared(self, row: Translated, whole: bool) -> Encoded:
         source, target = self._source(row), self._target(row)
-        if len(source) > self.max_length or len(target) > self.max_target_length:
+        if len(source.ids) > self.max_length or len(target.ids) > self.max_target_length:
             raise DataError(f"{row.place}: too long to compare its labels", "raise `dataset.max_length`")
-        encoded = together(source, target)
+        encoded = together(source.ids, target.ids)
         return encoded if whole else encoded.without_end()
 
     def prompt(self, row: Translated) -> list[int]:
         """The source as a prepared row has it, cut where it is too long."""
         return shortened(self._source(row), self.max_length)
 
-    def _source(self, row: Translated) -> list[int]:
-        return self._spelling.plain(self.prefix + row.source).ids
+    def _source(self, row: Translated) -> Tokens:
+        return self._sources.plain(self.prefix + row.source)
 
-    def _target(self, row: Translated) -> list[int]:
-        ids = self._spelling.plain(row.target).ids
-        return ids if ids[-1:] == [self.tokenizer.eos_token_id] else [*ids, self.tokenizer.eos_token_id]
+    def _target(self, row: Translated) -> Tokens:
+        tokens = self._targets.plain(row.target)
+        if self.tokenizer.eos_token_id not in tokens.ids[-2:]:  # behind it mBART has the language
+            end = len(row.target)
+            return Tokens([*tokens.ids, self.tokenizer.eos_token_id], [*tokens.begins, end], [*tokens.ends, end])
+        return tokens
 
 
-def shortened(ids: list[int], most: int) -> list[int]:
-    """The first `most` tokens; an encoder expects the end of a source as the tokenizer puts it, so that stays."""
-    return ids if len(ids) <= most else [*ids[: most - 1], ids[-1]]
+def shortened(tokens: Tokens, most: int) -> list[int]:
+    """The first `most` ids; a model expects the end of a text as the tokenizer puts it, so that stays."""
+    ids = tokens.ids
+    if len(ids) <= most:
+        return ids
+    put = [begin == end for begin, end in zip(tokens.begins, tokens.ends, strict=True)]
+    closing = next((count for count, one in enumerate(reversed(put)) if not one), 0)
+    return [*ids[: most - closing], *ids[len(ids) - closing :]]
 
 
 def together(source: Sequence[int], target: Sequence[int]) -> Encoded:

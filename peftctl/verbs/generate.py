@@ -9,17 +9,15 @@ from typing import Any
 import torch
 
 from peftctl.data.dataset import Dataset
-from peftctl.data.formats import Captioned
 from peftctl.data.template import find
 from peftctl.errors import RunError
-from peftctl.evaluation.generation import continuations
+from peftctl.evaluation.generation import generate as answers
 from peftctl.exports.companions import TEMPLATE
 from peftctl.methods import load
 from peftctl.models import base as models
 from peftctl.models.allocator import keep_memory
 from peftctl.models.head import DIFFUSION
 from peftctl.models.quiet import Say
-from peftctl.tasks.captioning import PictureEncoder
 from peftctl.verbs.draw import draw
 from peftctl.verbs.events import Listen, silent, speaker
 from peftctl.verbs.rows import HERE
@@ -72,10 +70,8 @@ def generate(
     if sample:
         torch.manual_seed(seed)
         how |= {"do_sample": True, "temperature": temperature, "top_p": top_p}
-    if isinstance(encoder, PictureEncoder) and isinstance(row, Captioned):
-        task.ready(encoder, loaded)
-        return encoder.describe(loaded.model, [row], max_new_tokens, **how)[0]
-    return continuations(loaded.model, [encoder.prompt(row)], encoder, max_new_tokens, **how)[0]
+    encoder = task.ready(encoder, loaded)
+    return answers(loaded.model, [row], encoder, max_new_tokens, batch_size=1, **how)[0]
 
 
 def template_of(found: Target, loaded: models.Base, say: Say) -> str | None:

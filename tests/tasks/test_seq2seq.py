@@ -20,7 +20,6 @@ from transformers import (
     DataCollatorForSeq2Seq,
     EncoderDecoderConfig,
     EncoderDecoderModel,
-    MBartTokenizer,
     MT5Config,
     MT5ForConditionalGeneration,
     T5Config,
@@ -158,7 +157,7 @@ def test_long_rows_are_cut_dropped_or_refused():
     long = [{"source": "abcdef", "target": "AB"}]
     [row] = encoded(long, max_length=4)
     assert (len(row), row.trained, row.truncated, row.cut) == (4 + 3, 3, True, 2)
-    assert row.ids[3] == tiny_chat.tokenizer()("f")["input_ids"][0]  # the end of a source is what the tokenizer puts
+    assert row.ids[:4].tolist() == tiny_chat.tokenizer()("abcd")["input_ids"]  # it puts nothing behind a text
     assert encoded(long, max_length=4, on_long="drop") == []
     with pytest.raises(DataError, match=r"rows\.jsonl:1: source of 6 and target of 3 tokens: too long"):
         encoded(long, max_length=4, on_long="error")
@@ -175,12 +174,9 @@ def test_answers_are_to_the_source_that_is_trained():
     assert encoder.prompt(Translated("f:1", **row)) == made.ids.tolist()[:4]
 
 
-def test_tokenizers_that_cannot_say_what_is_needed():
-    pieces = [(piece, -1.0) for piece in ("<s>", "<pad>", "</s>", "<unk>", "a")]
-    languages = MBartTokenizer(vocab=pieces, src_lang="en_XX", tgt_lang="de_DE")
-    for tokenizer, what in ((languages, "each language with a token of its own"), (ByT5Tokenizer(), "is a slow one")):
-        with pytest.raises(DataError, match=what):
-            Seq2Seq().encoder(Dataset(train="rows.jsonl"), tokenizer, None)
+def test_a_tokenizer_that_cannot_say_what_is_needed():
+    with pytest.raises(DataError, match="is a slow one"):
+        Seq2Seq().encoder(Dataset(train="rows.jsonl"), ByT5Tokenizer(), None)
 
 
 def test_a_prefix_stands_before_every_source():
