@@ -54,6 +54,9 @@ class Seq2Seq(Task):
     def head(self) -> Head:
         return SEQ2SEQ
 
+    def imitated(self) -> Task:
+        return replace(self, source_language="", target_language="")
+
     def accept(self, example: Example) -> Example:
         """A source and its target, a prompt and its completion, or a question and its answer, without instructions."""
         match example:

@@ -90,6 +90,10 @@ class Task(Block):
         """The task with what an adapter's folder says of the model that it was trained for."""
         return self
 
+    def imitated(self) -> Task:
+        """The task for a stand-in of the model, whose tokenizer is one of bytes; most stay as they are."""
+        return self
+
     def refuses(self, method: Method) -> tuple[str, str] | None:
         """Why it cannot train with `method`, and the way out; None where it can."""
         if self.needs_base and method.in_place:

@@ -91,7 +91,10 @@ class Imitation:
         if trainer.optimizer not in ("adamw", "sgd", "adafactor"):
             changed["optimizer"] = "adamw"
         self.tell("trainer", trainer, changed)
-        task = smaller(trainer.task) if trainer.task.head is DIFFUSION else trainer.task
+        task = smaller(trainer.task) if trainer.task.head is DIFFUSION else trainer.task.imitated()
+        gone = [key.name for key in fields(task) if getattr(trainer.task, key.name) and not getattr(task, key.name)]
+        if gone:
+            self.say(f"trainer.task: without {', '.join(gone)}")
         return {**changed, "epochs": 1.0, "keep": STEPS, "task": task}
 
     def measuring(self, recipe: Recipe) -> dict[str, Any]:

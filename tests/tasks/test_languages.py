@@ -164,3 +164,7 @@ def test_from_a_recipe_to_a_merged_model(kind: str, tmp_path: Path, monkeypatch:
     assert there.decode(ids[0], skip_special_tokens=True) == said
     export(run, tmp_path / "exported")
     assert json.loads((tmp_path / "exported" / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
+
+
+def test_a_stand_in_knows_no_languages():
+    assert task("nllb", prefix="a").imitated() == Seq2Seq(prefix="a")
