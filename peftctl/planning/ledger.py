@@ -30,10 +30,12 @@ DEVICE = torch.ops.prim.device.default
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Books every storage under the heading of the moment, and every operation's work."""
 
-    def __init__(self, share: float = 1.0, a_row: int = 1) -> None:
+    def __init__(self, share: float = 1.0, a_row: int = 1, width: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.a_row = a_row
-        """Elements of a row of a mask that are true, where numbers of repetitions are asked for."""
+        self.a_row = min(a_row, width - 1) if width else a_row
+        """Labels of a row that are trained, which is also how often a row is repeated for each of its labels."""
+        self.width = width
+        """Labels of a row; 0 where there are none."""
         self.share = share
         """Of the elements of a mask, those that are true: nobody can look."""
         self.heading = "workspace"
@@ -94,6 +96,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def true(self, mask: torch.Tensor) -> int:
         """How many elements of a mask are true; of one with a single axis, all: a column counts if any row wants it."""
+        if self.width and mask.ndim == 2 and self.width - mask.shape[1] in (0, 1):  # of labels, or of all but the first
+            return max(1, min(mask.numel(), self.a_row * mask.shape[0]))
         return mask.numel() if mask.ndim == 1 else max(1, math.ceil(self.share * mask.numel()))
 
     @property

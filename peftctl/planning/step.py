@@ -127,7 +127,9 @@ def take(
         fast: by the fast path of a device of this kind, where it fits; None as transformers does.
         piece: elements of the logits that are held at once.
     """
-    ledger: Any = Ledger(batch.share, batch.a_row)
+    labels = batch.tensors.get("labels")
+    width = labels.shape[1] if labels is not None and labels.ndim == 2 else 0
+    ledger: Any = Ledger(batch.share, batch.a_row, width)
     device = next(model.parameters()).device
     inputs = {name: mode.from_tensor(tensor).to(device) for name, tensor in batch.tensors.items()}
     parameters = trained(model).values()

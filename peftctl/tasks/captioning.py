@@ -170,6 +170,7 @@ class PictureEncoder:
         """A row; none when its text is too long and dropped. Raises DataError for one too long, or without a text."""
         if not row.text.strip():
             raise DataError(f"{row.place}: the picture has no text", "give it one, or leave the picture out")
+        rgb(row)  # a damaged one is told now, not when its turn comes in training
         self.spelled += self._spelling.in_text(row.text)
         tokens = self._spelling.plain(self.before + row.text.strip())
         ids, ends = (

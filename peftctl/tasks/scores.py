@@ -56,7 +56,7 @@ def reference(model: nn.Module) -> Iterator[nn.Module]:
 def reference_scores(model: nn.Module, batch: Mapping[str, Tensor]) -> Scores:
     """How probable the reference finds them: as `keep_reference` wrote down, or computed."""
     kept = vars(getattr(model, "module", model)).get("reference_logps", {})
-    found = [kept.get(key) for key in keys(batch)]
+    found = [kept.get(key) for key in keys(batch)] if kept else [None]
     if all(one is not None for one in found):
         return Scores(torch.tensor(found, device=batch["labels"].device), counted(batch))
     with reference(model) as start:

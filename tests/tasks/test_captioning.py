@@ -299,3 +299,10 @@ def test_what_cannot_be(recipe: Any):
         Captioning().accept(Text("f:1", "a"))
     with pytest.raises(DataError, match="is not split"):
         PictureEncoder("", Dataset(train="rows.jsonl", on_long="split"), tiny_chat.tokenizer())
+
+
+def test_a_damaged_picture_is_told_before_training(folders: dict[str, Path], pictures: Path, tmp_path: Path):
+    whole = (pictures / "0.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"r:1: image .*cut\.png`: not a picture that can be read"):
+        encoded(loaded(folders["blip"]), [Captioned("r:1", str(tmp_path / "cut.png"), "red")])
