@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -60,7 +61,9 @@ def figure_table(name: str, sheet: Sheet, models: Sequence[str]) -> Table:
 
 
 def in_words(metric: str, figure: Figure, signed: bool = False) -> str:
-    """`92.7% [90.1, 94.8]`, with the 95 % interval; shares in per cent."""
+    """`92.7% [90.1, 94.8]`, with the 95 % interval; shares in per cent; `none` where there is no figure."""
+    if math.isnan(figure.estimate):
+        return "none"
     percent = METRICS[metric].percent
     scale, plus = 100 if percent else 1, "+" if signed else ""
     form = f"{plus}.1f" if percent else f"{plus}.4g"
