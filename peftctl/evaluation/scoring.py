@@ -53,7 +53,7 @@ def score(
             batch = shared[start : start + batch_size]
             inputs = {name: t.to(device) for name, t in task.collate([one.longest for one in batch], pad_id).items()}
             with torch.no_grad():
-                logs = task.answers(model, inputs)[0].log_softmax(dim=-1)
+                logs = task.logits(model, inputs).log_softmax(dim=-1)
             parts = torch.split(logs, [one.longest.trained for one in batch])
             for one, part in zip(batch, parts, strict=True):
                 scores |= one.read(part)

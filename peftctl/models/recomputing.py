@@ -15,7 +15,7 @@ def recompute(model: nn.Module) -> None:
     try:
         if hasattr(network, "activation_checkpointing_enable"):
             network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-        elif hasattr(network, "gradient_checkpointing_enable"):  # before transformers 5.20
+        elif hasattr(network, "gradient_checkpointing_enable"):  # in older versions
             network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         else:
             network.enable_gradient_checkpointing()

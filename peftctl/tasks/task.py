@@ -24,7 +24,7 @@ from peftctl.data.supervised import supervised
 from peftctl.engine.method import Method
 from peftctl.models.base import Base
 from peftctl.models.head import CAUSAL, Head
-from peftctl.models.output_head import output_head
+from peftctl.models.output_head import bent, output_head
 from peftctl.models.quiet import Say, silent
 
 Batch = dict[str, Tensor]
@@ -160,6 +160,15 @@ class Task(Block):
     def answers(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits [n, classes] in float32 and labels [n] of all that a batch has to get right, row after row."""
         raise NotImplementedError
+
+    def logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """The logits of `answers`, with the output head run on no other positions."""
+        head = output_head(model, self.answers, batch)
+        if head is None:
+            return self.answers(model, batch)[0]
+        with head.let_through():
+            x, _ = self.answers(model, batch)
+        return bent(head.logits(x).float(), head.cap)
 
     def logps(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Log-probabilities [n] in float32 of all that a batch has to get right, row after row."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 import peftctl
 from peftctl.tasks import scores as module
@@ -25,7 +26,8 @@ def test_later_epochs_read_what_the_reference_said(task: Any, tmp_path: Path, mo
     inside = module.reference
 
     def watched(model: torch.nn.Module) -> Any:
-        calls.append(1)
+        if not isinstance(next(model.parameters()), FakeTensor):  # the plan takes a step without content
+            calls.append(1)
         return inside(model)
 
     monkeypatch.setattr(module, "reference", watched)
