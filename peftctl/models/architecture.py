@@ -7,7 +7,7 @@ from typing import Any
 
 from peftctl.errors import ModelError
 from peftctl.models.folder import CONFIG, read_json, vet
-from peftctl.models.gguf_header import read_header
+from peftctl.models.gguf import converted
 from peftctl.models.known import known
 from peftctl.models.quiet import quiet, reason
 from peftctl.models.source import resolve
@@ -36,13 +36,14 @@ def architecture(place: str, revision: str | None = None) -> Any:
                 f"{place}: its architecture is not known here, and no network is asked",
                 "name a folder that holds its `config.json`, or a known model of the same family",
             )
+    if not found.is_dir():
+        found = converted(found) or found  # its configuration is read in no time
     try:
         with quiet():
             if found.is_dir():
                 if (found / CONFIG).is_file():
                     vet(read_json(found / CONFIG, place), f"{place}/{CONFIG}")
                 return AutoConfig.from_pretrained(found, trust_remote_code=False, local_files_only=True)
-            read_header(found)
             return AutoConfig.from_pretrained(found.parent, gguf_file=found.name, local_files_only=True)
     except ModelError:
         raise

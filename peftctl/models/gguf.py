@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def convert(path: Path, say: Say = silent) -> Path:
     from filelock import FileLock
 
     header = read_header(path)  # before all of it is read: it may be a device, or a hole of terabytes
-    folder = cache_home() / "gguf" / _digest(path)[:16]
+    folder = _folder(path)
     if folder.is_dir():
         return folder
     try:
@@ -55,12 +56,26 @@ def convert(path: Path, say: Say = silent) -> Path:
     return folder
 
 
-def _digest(path: Path) -> str:
+def converted(path: Path) -> Path | None:
+    """The folder of a .gguf file where it was converted before, without converting it. Raises ModelError."""
+    read_header(path)
+    folder = _folder(path)
+    return folder if folder.is_dir() else None
+
+
+def _folder(path: Path) -> Path:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        found = path.stat()
+        return cache_home() / "gguf" / _digest(path, found.st_size, found.st_mtime_ns)[:16]
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+@cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    """Of the content, read once by a process as long as `size` and time of the last change stay: it may be large."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(path: Path, header: Header, folder: Path) -> None:

@@ -171,6 +171,7 @@ def measured(
 ) -> None:
     """Adds to `seen` what the model, as it is now, makes of every eval set."""
     pad, task = base.tokenizer.pad_token_id, recipe.trainer.task.judged
+    base.model.requires_grad_(False)  # nothing is trained here, and the fast path takes no base that is
     with quickened(recipe.trainer, base.model, lambda why: None):
         for one, (_, encoder, rows, rejected, encoded) in sets.items():
             tick = ticker(listen, f"evaluating the {name}" + (f" on {one}" if one else ""))

@@ -20,8 +20,9 @@ from filelock import FileLock
 
 from peftctl.config.home import cache_home
 from peftctl.errors import ModelError, StorageError
+from peftctl.models.architecture import architecture
 from peftctl.models.base import Model, load, load_tokenizer
-from peftctl.models.gguf import convert
+from peftctl.models.gguf import convert, converted
 from peftctl.models.gguf_header import read_header
 
 MakeGguf = Callable[..., Path]
@@ -98,6 +99,18 @@ def test_what_lies_beside_the_file_has_no_say(make_gguf: MakeGguf) -> None:
     for name in ("adapter_config.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
         (path.parent / name).write_text('{"eos_token": "zzz", "base_model_name_or_path": "nobody/nothing"}')
     assert load(recipe(path)).tokenizer.eos_token == "<eos>"
+
+
+def test_its_configuration_is_that_of_the_folder_once_there_is_one(make_gguf: MakeGguf) -> None:
+    path = make_gguf()
+    assert converted(path) is None
+    before = architecture(str(path)).to_dict()
+    folder = convert(path)
+    assert converted(path) == folder
+    after = architecture(str(path))
+    assert Path(after.name_or_path) == folder
+    same = ("hidden_size", "num_hidden_layers", "num_key_value_heads", "vocab_size", "model_type")
+    assert {key: after.to_dict()[key] for key in same} == {key: before[key] for key in same}
 
 
 def test_the_same_content_is_converted_once(make_gguf: MakeGguf) -> None:

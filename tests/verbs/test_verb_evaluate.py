@@ -15,6 +15,7 @@ import tiny_chat
 import torch
 
 import peftctl
+from peftctl.fast.trunk import Trunk
 from peftctl.verbs.evaluate import evaluate
 
 
@@ -47,6 +48,21 @@ def log_probability(model: Any, asked: str, answer: str, end: str = "<eos>") -> 
     logs = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
     start = len(prompt["input_ids"])
     return sum(float(logs[i - 1, ids[i]]) for i in range(start, len(ids))), len(ids) - start
+
+
+def test_base_and_adapter_take_the_fast_path(run: Path, monkeypatch: pytest.MonkeyPatch):
+    adapted = []
+
+    def through(self: Trunk, *given: Any) -> torch.Tensor:
+        adapted.append(any("adapters" in name for name, _ in self.model.named_parameters()))
+        return own(self, *given)
+
+    own = Trunk.through
+    monkeypatch.setattr(Trunk, "through", through)
+    evaluate(str(run))
+    tried = 3  # each of two layers, and the whole
+    assert adapted.count(False) > tried
+    assert adapted.count(True) > tried
 
 
 def test_figures_are_those_of_a_slow_computation(run: Path, models: dict[str, Any], held_out: list[Any]):
