@@ -23,7 +23,7 @@ def changes(recipe: Recipe, now: Estimate, fit: int, look: Callable[[Recipe], Es
     done: list[Change] = []
     least = now.peak
     while least > fit:
-        tried = ((text, changed, look(changed)) for text, changed in candidates(recipe))
+        tried = ((text, changed, look(changed)) for text, changed in candidates(recipe, now.device.type))
         saving = next((one for one in tried if one[2].peak < 0.99 * least), None)
         if saving is None:
             return done
@@ -36,8 +36,8 @@ def changes(recipe: Recipe, now: Estimate, fit: int, look: Callable[[Recipe], Es
     return done
 
 
-def candidates(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
-    """What can be changed next, the cheapest first."""
+def candidates(recipe: Recipe, device: str) -> Iterator[tuple[str, Recipe]]:
+    """What can be changed next on a device of this type, the cheapest first."""
     trainer, model, clashes = recipe.trainer, recipe.model, recipe.method.clashes
     if trainer.micro_batch_size > 1:
         size = min(trainer.micro_batch_size, trainer.batch_size) // 2
@@ -50,6 +50,9 @@ def candidates(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
         yield "trainer.optimizer=adamw_8bit", replace(recipe, trainer=replace(trainer, optimizer="adamw_8bit"))
     if model.quantization == "none" and "model.quantization" not in clashes:
         yield "model.quantization=nf4", replace(recipe, model=replace(model, quantization="nf4"))
+    if trainer.gradient_checkpointing is True and device == "cuda":
+        changed = replace(trainer, gradient_checkpointing="offload")
+        yield "trainer.gradient_checkpointing=offload", replace(recipe, trainer=changed)
     longest = recipe.dataset.max_length
     if longest // 2 >= SHORTEST:
         yield (

@@ -46,6 +46,14 @@ def test_a_well_known_model_is_planned_without_network_rows_or_gpu(cli: Callable
     assert [change["peak"] < 6e9 for change in found["fit"]["changes"]] == [True]
 
 
+def test_a_gpu_may_hand_layer_inputs_to_the_machine(cli: Callable[..., SimpleNamespace]):
+    words = ("plan", "llama7b-qlora", "--fit", "5GB", "--json")
+    card, processor = (json.loads(cli(*words, f"model.device={device}").out)["fit"] for device in ("cuda", "cpu"))
+    wanted = ["trainer.micro_batch_size=1", "trainer.gradient_checkpointing=offload"]
+    assert [change["set"] for change in card["changes"]] == wanted
+    assert not any("offload" in change["set"] for change in processor["changes"])
+
+
 def test_what_cannot_be_made_fit_ends_in_4(cli: Callable[..., SimpleNamespace]):
     said = cli("plan", "llama7b-qlora", "model.device=cuda", "--fit", "1GB")
     assert said.code == 4
