@@ -91,13 +91,18 @@ class Estimate:
         return self.step.flops / max(1, self.step.tokens)
 
 
+def refuse_unplanned(task: Task) -> None:
+    """Raise ModelError for a task whose models no plan knows."""
+    if task.head in (DIFFUSION, PICTURES):
+        raise ModelError("plan: models that see or draw are not planned yet", "`peftctl train --smoke` tries them")
+
+
 def estimate(recipe: Recipe, task: Task, batch: MicroBatch) -> Estimate:
     """What `recipe` needs whose widest micro-batch is `batch`; `task` knows its labels.
 
     Raises ModelError for an architecture that is not known here, AdapterError for a method that does not fit it.
     """
-    if task.head in (DIFFUSION, PICTURES):
-        raise ModelError("plan: models that see or draw are not planned yet", "`peftctl train --smoke` tries them")
+    refuse_unplanned(task)
     config = architecture(recipe.model.name_or_path, recipe.model.revision)
     trainer = recipe.trainer
     device = planned_device(recipe.model.device)

@@ -96,13 +96,13 @@ class TextToImage(Task):
         noising = Noising(training_schedule(base.pipeline), self.min_snr_gamma)
         if noising.flow and self.min_snr_gamma is not None:
             raise ModelError(
-                "task.min_snr_gamma: a model of flow matching has no signal to noise ratio", "leave it out"
+                "trainer.task.min_snr_gamma: a model of flow matching has no signal to noise ratio", "leave it out"
             )
         scale = base.pipeline.vae_scale_factor
         resolution = self.resolution or base.model.config.sample_size * scale
         step = scale * getattr(base.model.config, "patch_size", 1)
         if resolution % step:
-            text = f"task.resolution: {resolution} is no multiple of {step}, which is one place of this model"
+            text = f"trainer.task.resolution: {resolution} is no multiple of {step}, which is one place of this model"
             raise ModelError(text, f"{round(resolution / step) * step} would do")
         return Frozen(base, noising, resolution, self.flip)
 

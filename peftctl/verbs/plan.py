@@ -20,7 +20,7 @@ from peftctl.models import tiny
 from peftctl.models.dummy import placed, tokenizer_folder
 from peftctl.models.quiet import silent
 from peftctl.planning import workload
-from peftctl.planning.estimate import Estimate, estimate
+from peftctl.planning.estimate import Estimate, estimate, refuse_unplanned
 from peftctl.planning.speed import speed
 from peftctl.planning.step import MicroBatch
 from peftctl.planning.workload import Workload
@@ -55,6 +55,7 @@ def plan(
     from peftctl.planning.fit import changes
 
     recipe = recipes.coerce(recipe)
+    refuse_unplanned(recipe.trainer.task)  # before rows are made up that name no pictures
     load = workload_of(recipe)
     found = estimate(recipe, load.task, load.batch)
     record = described(recipe, load, found)

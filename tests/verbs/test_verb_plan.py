@@ -54,6 +54,13 @@ def test_a_gpu_may_hand_layer_inputs_to_the_machine(cli: Callable[..., SimpleNam
     assert not any("offload" in change["set"] for change in processor["changes"])
 
 
+@pytest.mark.parametrize("recipe", ["sd15-style", "blip-captioning"])
+def test_what_is_not_planned_says_so(recipe: str, cli: Callable[..., SimpleNamespace]):
+    said = cli("plan", recipe)
+    assert said.code == 1
+    assert said.err.startswith("error: plan: models that see or draw are not planned yet\n")
+
+
 def test_what_cannot_be_made_fit_ends_in_4(cli: Callable[..., SimpleNamespace]):
     said = cli("plan", "llama7b-qlora", "model.device=cuda", "--fit", "1GB")
     assert said.code == 4
