@@ -14,13 +14,14 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from random import Random
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import yaml
 
 RESULTS = Path(__file__).parent / "results" / "plan.md"
-STEPS = 3
+STEPS, RAGGED_STEPS = 3, 40
 SMOLLM2, GPT2, T5, BERT, OPT = (
     "HuggingFaceTB/SmolLM2-135M",
     "gpt2",
@@ -44,12 +45,18 @@ class Case(NamedTuple):
     trainer: Mapping[str, Any] = MappingProxyType({})
     dtype: str = "bfloat16"
     quantization: str = "none"
+    ragged: bool = False
+    """Rows of all lengths up to `length`, and steps enough for most of what comes of that."""
+
+    @property
+    def steps(self) -> int:
+        return RAGGED_STEPS if self.ragged else STEPS
 
     @property
     def name(self) -> str:
         kind = " ".join(f"{key} {value}" if key != "type" else str(value) for key, value in self.method.items())
         words = [self.model.rpartition("/")[2], kind, f"{self.rows} x {self.length}", self.dtype]
-        words += [self.quantization] * (self.quantization != "none")
+        words += [self.quantization] * (self.quantization != "none") + ["ragged"] * self.ragged
         words += [key if value is True else f"{key} {value}" for key, value in self.trainer.items()]
         return ", ".join(words)
 
@@ -73,14 +80,18 @@ CASES = [
     Case(OPT, {"type": "bottleneck"}, 4, 256),
     Case(T5, LORA, 8, 256, task="seq2seq"),
     Case(BERT, LORA, 8, 256, task="classification"),
+    Case(SMOLLM2, LORA, 16, 128, ragged=True),
+    Case(GPT2, LORA, 4, 128, ragged=True),
+    Case(BERT, LORA, 8, 128, task="classification", ragged=True),
 ]
 
 
 def rows(case: Case, path: Path) -> None:
-    """Rows that are all longer than a row may be."""
-    made = []
-    for number in range(4 * STEPS * case.rows):
-        text = f"{number} {LONG}"
+    """Rows that are all longer than a row may be, or of different lengths."""
+    made, random = [], Random(0)
+    for number in range(4 * case.steps * case.rows):
+        words = LONG.split()
+        text = f"{number} {' '.join(words[: random.randint(8, case.length)] if case.ragged else words)}"
         if case.task == "seq2seq":
             made.append({"source": text, "target": text})
         elif case.task == "classification":
@@ -93,7 +104,7 @@ def rows(case: Case, path: Path) -> None:
 def recipe(case: Case, folder: Path) -> dict[str, Any]:
     """The recipe of a configuration."""
     dataset = {"train": str(folder / "rows.jsonl"), "max_length": case.length, "on_long": "truncate"}
-    trainer = {"task": case.task, "steps": STEPS, "micro_batch_size": case.rows, "batch_size": case.rows}
+    trainer = {"task": case.task, "steps": case.steps, "micro_batch_size": case.rows, "batch_size": case.rows}
     model = {"name_or_path": case.model, "load_format": "dummy", "dtype": case.dtype, "device": "cpu"}
     return {
         "model": {**model, "quantization": case.quantization},
@@ -123,8 +134,9 @@ def report(found: list[tuple[Case, dict[str, Any]]]) -> str:
     lines = [
         "# Predicted and measured peak memory on a CPU",
         "",
-        f"`python benchmarks/plan.py`: {STEPS} steps of `peftctl train` each, in a process of its own, on random "
-        f"weights of the true shapes. Resident memory at its peak, everything included. {machine()}.",
+        f"`python benchmarks/plan.py`: {STEPS} steps of `peftctl train` each, {RAGGED_STEPS} where rows are ragged, in "
+        "a process of its own, on random weights of the true shapes. Resident memory at its peak, everything included. "
+        f"{machine()}.",
         "",
         f"From {min(errors):+.1%} to {max(errors):+.1%} over {len(found)} configurations; wanted: within 15 %, and "
         "never more than 5 % under.",

@@ -5,7 +5,7 @@ clear those pages again. On a CPU this costs training about half its speed. Two 
 this process, keep what is freed.
 
 oneDNN keeps what it has compiled for a shape, half a MiB each, and torch the description of that: 1,024 of both, which
-rows of ever new lengths fill with half a GiB. Nothing but a step uses them again, and a step needs less than a hundred.
+rows of ever new lengths fill with half a GiB. Nothing but a step uses them again, and a step needs some dozens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from malloc.h
 """Free memory at the top of the heap beyond which it is returned; number of blocks that get a mapping of their own."""
 
 
-SHAPES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
+SHAPES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 """For how many shapes oneDNN, and torch beside it, keep a kernel; read at their first product of matrices."""
 
 

@@ -25,7 +25,7 @@ class Habit:
         return self.peak * peak + self.churn * made + self.mixed * sqrt(peak * made)
 
 
-FAST = Habit(574e6, 0.989, 0.0, 0.127)
+FAST = Habit(574e6, 0.989, 0.0, 0.15)
 PLAIN = Habit(671e6, 1.68, 0.0, 0.0)
 ALONE = Habit(0.0, 1.0, 0.0, 0.0)
 """A device that holds tensors alone, and counts no others."""
