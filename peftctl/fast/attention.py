@@ -49,12 +49,8 @@ class Attention:
     def forward(self, q: Tensor, k: Tensor, v: Tensor, rows: Rows, turn: Turn | None, keep: bool) -> tuple[Tensor, Any]:
         """o, and what `backward` needs if it is to be kept."""
         out = torch.empty_like(q)
-        kept = [self.group(q, k, v, out, group, rows, turn) for group in self.groups(rows)]
+        kept = [self.group(q, k, v, out, group, rows, turn) for group in rows.groups]
         return out, kept if keep else None
-
-    def groups(self, rows: Rows) -> list[Group]:
-        """The common beginning, where there is one, is a row of its own."""
-        return [*([rows.beginning] if rows.shared else []), *rows.groups]
 
     def keys(self, group: Group, rows: Rows) -> Tensor:
         """Where the keys of a group lie [rows, keys]."""
@@ -91,7 +87,7 @@ class Attention:
         dq = torch.empty_like(do)
         dk, dv = (do.new_empty(tokens, key_heads, width) for _ in range(2))
         first = [torch.zeros(key_heads, rows.shared, width, device=do.device) for _ in range(2)]
-        for group, made in reversed(list(zip(self.groups(rows), kept, strict=True))):  # the beginning last
+        for group, made in reversed(list(zip(rows.groups, kept, strict=True))):  # the beginning last
             grads = self.group_backward(do, dq, group, made, turn)
             own = group.after
             for into, grad, sums, angle in zip((dk, dv), grads, first, (turn, None), strict=True):

@@ -16,7 +16,7 @@ from peftctl.fast.attention import Attention
 from peftctl.fast.block import AttentionBlock, GatedBlock, Norm
 from peftctl.fast.plain import Plain
 from peftctl.fast.remembered import Remembered
-from peftctl.fast.rows import arranged
+from peftctl.fast.rows import SHARED, arranged
 from peftctl.fast.trunk import Trunk
 
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -69,7 +69,7 @@ def trunk_of(network: Any, kernels: Plain, attention: type[Attention] = Attentio
     linears = {host for layer in layers for block in layer for host in block.hosts}
     refuse_others(model, linears)
     remembered = Remembered(config.hidden_size, network.dtype)
-    return Trunk(model, model.forward, layers, kernels, remembered, shares=attention is Attention)
+    return Trunk(model, model.forward, layers, kernels, remembered)
 
 
 def attention_block(
@@ -173,13 +173,15 @@ def own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def refuse_different(network: nn.Module, trunk: Trunk) -> None:
     """Raise Unfit where the fast trunk computes something else than the model, on a few random tokens in two rows.
 
-    Layer by layer, each from what the model itself gives it, so that rounding does not add up; then as a whole.
+    Layer by layer, each from what the model itself gives it, so that rounding does not add up; then as a whole, with
+    what both rows begin with computed once.
     """
     generator = torch.Generator().manual_seed(0)
     size = trunk.model.embed_tokens.num_embeddings
-    ids = torch.randint(size, (2, 12), generator=generator).to(trunk.model.device)
+    ids = torch.randint(size, (2, SHARED + 4), generator=generator).to(trunk.model.device)
+    ids[1, :SHARED] = ids[0, :SHARED]
     mask = torch.ones_like(ids)
-    mask[1, 7:] = 0
+    mask[1, SHARED + 2 :] = 0
     rows = arranged(ids, mask, None, ids.shape, share=False)
     assert rows is not None
     seen: list[tuple[Tensor, Tensor]] = []

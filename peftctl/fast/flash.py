@@ -2,7 +2,8 @@
 
     o = softmax(q k^T / sqrt(width)) v,    heads of queries share those of keys
 
-Rows of similar length stand beside one another. Their padding stands behind them, where the causal mask hides it.
+Rows of similar length stand beside one another. Their padding stands behind them, where the causal mask hides it. What
+all rows begin with stands before the keys of each: the first query of a row sees all of it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
+from torch.nn.attention.bias import causal_lower_right
 
 from peftctl.fast.attention import Attention, Turn
 from peftctl.fast.plain import hidden
@@ -22,7 +24,7 @@ from peftctl.fast.rows import Group, Rows
 
 @dataclass(frozen=True)
 class Flash(Attention):
-    """The same as `Attention`, for rows without a common beginning."""
+    """The same as `Attention`."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, rows: Rows, turn: Turn | None, keep: bool) -> tuple[Tensor, Any]:
         if turn is not None:
@@ -50,17 +52,17 @@ class Flash(Attention):
 
     def of_group(self, q: Tensor, k: Tensor, v: Tensor, group: Group) -> Tensor:
         """o [tokens of the group, heads, width]."""
-        queries, keys, values = (beside(one, group) for one in (q, k, v))
+        queries, keys, values = beside(q, group), *(behind(one, group) for one in (k, v))
         heads, length = queries.shape[1], queries.shape[2]
-        if not 0 < self.window < length:
-            shared = keys.shape[1] != heads
-            o = F.scaled_dot_product_attention(
-                queries, keys, values, is_causal=True, scale=self.scale, enable_gqa=shared
-            )
-        else:  # a mask and shared keys at once are beyond the fast kernels
+        last = group.after + length
+        options: dict[str, Any] = {"scale": self.scale, "enable_gqa": keys.shape[1] != heads}
+        if 0 < self.window < last:  # a mask and shared keys at once are beyond the fast kernels
             keys, values = (one.repeat_interleave(heads // one.shape[1], dim=1) for one in (keys, values))
-            mask = hidden(queries[:1, 0, :, :1].expand(1, length, length), length, 0, self.window)
-            o = F.scaled_dot_product_attention(queries, keys, values, mask, scale=self.scale)
+            mask = hidden(queries.new_empty(1, length, last), length, group.after, self.window)
+            options |= {"attn_mask": mask, "enable_gqa": False}
+        else:
+            options |= {"attn_mask": causal_lower_right(length, last)} if group.after else {"is_causal": True}
+        o = F.scaled_dot_product_attention(queries, keys, values, **options)
         o = o.transpose(1, 2).flatten(0, 1)
         return o if group.even else o.index_select(0, group.standing)
 
@@ -73,3 +75,12 @@ def beside(x: Tensor, group: Group) -> Tensor:
     else:  # what stands for padding counts for nothing, whatever it is
         own = x.index_select(0, group.tokens.clamp(min=group.begin).flatten())
     return own.view(rows, length, *x.shape[1:]).transpose(1, 2)
+
+
+def behind(x: Tensor, group: Group) -> Tensor:
+    """`beside`, behind the common beginning [rows, heads, beginning + length, width]."""
+    own = beside(x, group)
+    if not group.after:
+        return own
+    first = x[: group.after].transpose(0, 1).expand(len(own), -1, -1, -1)
+    return torch.cat([first, own], dim=2)

@@ -48,15 +48,11 @@ class Rows:
     positions: Tensor
     """Of the computed tokens in their rows [1, tokens]."""
     groups: tuple[Group, ...]
+    """The common beginning, where there is one, is a row of its own, and the first."""
     shared: int
     """Tokens of the common beginning; they are computed first."""
     spans: list[tuple[int, int]]
     """Begin and end of every row in the batch."""
-
-    @property
-    def beginning(self) -> Group:
-        """The common beginning as a group of one row."""
-        return group([list(range(self.shared))], 0, self.source.device)
 
 
 def spans(mask: Tensor | None, positions: Tensor | None, shape: torch.Size) -> list[tuple[int, int]] | None:
@@ -122,7 +118,8 @@ def arranged(
         if not grouped or len(own) < ALIKE * len(grouped[-1][0]):
             grouped.append([])
         grouped[-1].append(list(own))
-    groups = tuple(group(rows, first, device) for rows in grouped)
+    beginning = [group([list(range(first))], 0, device)] if first else []
+    groups = (*beginning, *(group(rows, first, device) for rows in grouped))
     starts = torch.tensor([0] * first + [a for a, b in ordered for _ in range(a + first, b)], device=device)
     starts[:first] = found[0][0]
     places = torch.tensor(source, device=device)

@@ -29,8 +29,6 @@ class Trunk:
     kernels: Plain
     remembered: Remembered
     """What came out of the layers below `trained`."""
-    shares: bool = True
-    """Whether its attention can compute a common beginning once."""
 
     def __call__(
         self,
@@ -55,7 +53,7 @@ class Trunk:
         rows = None
         if not unusual and read is not None:
             shape = read.shape[:2]
-            rows = arranged(input_ids, attention_mask, position_ids, shape, share=self.shares and not self.random())
+            rows = arranged(input_ids, attention_mask, position_ids, shape, share=not self.random())
         if rows is None or read is None:
             return self.own(**given, past_key_values=past_key_values, use_cache=use_cache, **kwargs)
         kept = None if input_ids is None else self.recalled(input_ids, rows)

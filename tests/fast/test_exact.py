@@ -158,10 +158,7 @@ def test_every_method(name: str) -> None:
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["llama", "window"])
-def test_a_common_beginning_is_computed_once(
-    name: str, layout: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    """Flash attention takes whole rows: there it is not."""
+def test_a_common_beginning_is_computed_once(name: str, layout: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, given = made(name, LoRA(r=3)), batch(layout, shared=20)
     expected = computed(model, given)
     seen: list[int] = []
@@ -171,7 +168,7 @@ def test_a_common_beginning_is_computed_once(
         assert_near(computed(model, given), expected, 1e-5)
     packed_padding = given["input_ids"].numel() - sum(LENGTHS) - 6 * 20 if layout == "lines" else 0
     if not packed_padding:
-        assert seen == [sum(LENGTHS) + 20 * (6 if request.node.callspec.params["kernels"] == "flash" else 1)]
+        assert seen == [sum(LENGTHS) + 20]
 
 
 @pytest.mark.parametrize("block", [4, 256])

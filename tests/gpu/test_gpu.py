@@ -22,7 +22,7 @@ from peftctl.methods.lora import LoRA
 from peftctl.models.recomputing import recompute
 from peftctl.tasks.sft import SFT
 from peftctl.training.offload import Offload
-from tests.fast.test_exact import assert_near, rows
+from tests.fast.test_exact import LENGTHS, assert_near, rows
 from tests.tiny import VOCAB, stir
 from tests.tiny_chat import chats, recipe, write_base, write_rows
 
@@ -51,8 +51,8 @@ def made(name: str, method: Any, dtype: torch.dtype, **more: Any) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-def batch(layout: Any, repeat: int = 1) -> dict[str, torch.Tensor]:
-    every = rows(20) * repeat
+def batch(layout: Any, repeat: int = 1, shared: int = 20) -> dict[str, torch.Tensor]:
+    every = rows(shared) * repeat
     one = Layout(every, len(every), 0, layout)
     (part,) = one.micro_batches(range(len(every)))
     return one.batch(part, CARD)
@@ -86,6 +86,19 @@ def test_the_fast_path_is_exact_in_float32(name: str, more: Any, layout: Any) ->
     with faster(model, loud) as fast:
         assert fast
         assert_near(computed(model, given), expected, 1e-4)
+
+
+@pytest.mark.parametrize("layout", [None, "flat"])
+def test_a_common_beginning_is_computed_once(layout: Any) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    model, given = made("Llama", LoRA(r=8), torch.float32), batch(layout, shared=40)
+    expected = computed(model, given)
+    seen: list[int] = []
+    with faster(model, loud) as fast:
+        assert fast
+        fast.model.norm.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+        assert_near(computed(model, given), expected, 1e-4)
+    assert seen == [sum(LENGTHS) + 40]
 
 
 def test_in_bfloat16_it_is_as_near_the_truth() -> None:
