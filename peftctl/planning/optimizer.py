@@ -30,7 +30,12 @@ def of_one(name: str, p: Tensor) -> int:
 
 
 def update_bytes(name: str, parameters: Iterable[Tensor], cuda: bool) -> int:
-    """Bytes that one update takes in passing: where no kernel does it whole, two tensors like the largest."""
-    if name.endswith("8bit") or "paged" in name or (cuda and name == "adamw"):
+    """Bytes that one update takes in passing: where no kernel does it whole, some tensors like the largest.
+
+    In 8 bits on a CPU they are both moments, the gradient, a root and a quotient, all in float32.
+    """
+    if cuda and (name == "adamw" or name.endswith("8bit") or "paged" in name):
         return 0
+    if name.endswith("8bit"):
+        return 5 * 4 * max((p.numel() for p in parameters), default=0)
     return 2 * max((p.numel() * p.element_size() for p in parameters), default=0)
