@@ -26,6 +26,6 @@ class Habit:
 
 
 FAST = Habit(574e6, 0.989, 0.0, 0.15)
-PLAIN = Habit(671e6, 1.72, 0.0, 0.0)
+PLAIN = Habit(671e6, 1.70, 0.0, 0.0)
 ALONE = Habit(0.0, 1.0, 0.0, 0.0)
 """A device that holds tensors alone, and counts no others."""
